@@ -1,0 +1,50 @@
+"""What happens when some problems of a batch are not solved."""
+
+import warnings
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from solvers.solution import Solution, SolverError, Status, describe_failures
+
+OnFailure = Literal["raise", "warn", "ignore"]
+
+
+class SolverWarning(UserWarning):
+    """Some problems of a batch were not solved; their results are NaN, their gradients zero."""
+
+
+def check_policy(where: str, on_failure: str) -> None:
+    """Refuse an unknown policy."""
+    if on_failure not in ("raise", "warn", "ignore"):
+        raise ValueError(
+            f"{where}: on_failure must be 'raise', 'warn' or 'ignore'; got {on_failure!r}."
+        )
+
+
+def report(where: str, on_failure: OnFailure, solution: Solution) -> None:
+    """Raise or warn if an element of the batch failed.
+
+    Raises:
+        SolverError: With ``solution`` attached, where the policy is to raise.
+    """
+    status: Tensor = solution.status
+    if on_failure == "ignore" or not bool((status > Status.SOLVED_INACCURATE).any()):
+        return
+    text = describe_failures(where, status)
+    if on_failure == "raise":
+        raise SolverError(
+            f"{text}. Pass on_failure='ignore' or 'warn' to get NaN for these elements and to "
+            "train on the others, or look at the .solution of this error.",
+            solution,
+        )
+    warnings.warn(
+        f"{text}. Their results are NaN and their gradients zero.", SolverWarning, stacklevel=2
+    )
+
+
+def paint(t: Tensor, solved: Tensor) -> Tensor:
+    """NaN where the problem was not solved; the gradient there is exactly zero."""
+    mask = solved.reshape(*solved.shape, *[1] * (t.ndim - solved.ndim))
+    return torch.where(mask, t, torch.nan)

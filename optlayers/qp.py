@@ -1,0 +1,236 @@
+r"""Quadratic programs as a differentiable function."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from solvers.qp.choose import Automatic
+from solvers.qp.quadratic_program import CORE_NDIM, QuadraticProgram, check
+from solvers.qp.kkt import Factor
+from solvers.qp.rows import Rows, flat, stack, unstack
+from solvers.qp.solver import Outcome, QPSolver, unflatten
+from solvers.solution import Solution, Status
+
+from .failure import OnFailure, check_policy, paint, report
+from .implicit.batching import batch_first
+from .implicit.function import Tensors, solve_implicitly
+from .implicit.kkt import DATA_NDIM, KKTConditions, System
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Derivatives of the solution itself, through its active rows.
+
+    At degenerate points (a row active with multiplier zero, dependent active rows, a solution that
+    is not unique) the adjoint system is singular; its solution of least norm is taken.
+    """
+
+
+def qp(
+    P: Tensor | None,
+    q: Tensor,
+    G: Tensor | None = None,
+    h: Tensor | None = None,
+    A: Tensor | None = None,
+    b: Tensor | None = None,
+    lb: Tensor | None = None,
+    ub: Tensor | None = None,
+    *,
+    solver: QPSolver | None = None,
+    adjoint: Exact | None = None,
+    warm_start: Solution | None = None,
+    on_failure: OnFailure = "raise",
+) -> Solution:
+    """TODO"""
+    shape = check("qp", P, q, G, h, A, b, lb, ub)
+    check_policy("qp", on_failure)
+    data = [P, q, G, h, A, b, lb, ub]
+    dtype = q.dtype
+    for t in data:
+        if t is not None and t.dtype != dtype:
+            dtype = torch.promote_types(dtype, t.dtype)
+    if dtype != torch.float64:
+        data = [None if t is None else t.to(torch.float64) for t in data]
+    # Compiled code makes the factor again: an operator's output shapes may not depend on values.
+    keep_factor = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    problem = SolvedProgram(solver or Automatic(), on_failure, keep_factor)
+    finite = None
+    if on_failure != "raise":
+        data, finite = _without_rubbish(data, shape)
+    outputs = solve_implicitly(problem, *data, finite, *_guess(warm_start, data))
+    x, y, z, z_box, s, objective, status, iterations, primal, dual, gap = outputs[:11]
+    if on_failure != "raise":
+        solved = status <= Status.SOLVED_INACCURATE
+        x, y, z, z_box, s, objective = (
+            paint(t, solved) for t in (x, y, z, z_box, s, objective)
+        )
+    if dtype != torch.float64:
+        x, y, z, z_box, s, objective, primal, dual, gap = (
+            t.to(dtype) for t in (x, y, z, z_box, s, objective, primal, dual, gap)
+        )
+    return Solution(x, status, iterations, y, z, z_box, s, objective, primal, dual, gap)
+
+
+def _without_rubbish(
+    data: list[Tensor | None], shape: torch.Size
+) -> tuple[list[Tensor | None], Tensor]:
+    """Zeros in place of problems with NaN (or inf where it has no meaning), and a mask of the rest.
+
+    A NaN that entered a product would come back in gradients, where zero times NaN is NaN.
+    """
+    q = data[1]
+    assert q is not None
+    finite = torch.ones(shape, dtype=torch.bool, device=q.device)
+    for (name, core), t in zip(CORE_NDIM.items(), data, strict=True):
+        if t is not None:
+            good = ~t.isnan() if name in ("h", "lb", "ub") else t.isfinite()
+            finite = finite & good.flatten(-core).all(-1)
+    clean: list[Tensor | None] = []
+    for core, t in zip(CORE_NDIM.values(), data, strict=True):
+        if t is not None:
+            good = (~t.isnan() if core == 1 else t.isfinite()).flatten(-core).all(-1)
+            t = torch.where(good.reshape(*good.shape, *[1] * core), t, 0.0)
+        clean.append(t)
+    return clean, finite
+
+
+# The data, which problems are finite, and the guess.
+INPUT_NDIM = (*DATA_NDIM, 0, 1, 1)
+
+
+@dataclass(frozen=True)
+class SolvedProgram(KKTConditions):
+    """A quadratic program whose active rows a solver finds.
+
+    Inputs are ``P, q, G, h, A, b, lb, ub``, a mask of the problems with finite data, and a guess of
+    ``x`` and all multipliers. Outputs are ``x, y, z, z_box, s, objective``, ``status, iterations``,
+    the three residuals, and the parts of :class:`~optlayers.implicit.kkt.System`.
+    """
+
+    solver: QPSolver = field(default_factory=Automatic)
+    on_failure: OnFailure = "raise"
+    keep_factor: bool = True
+
+    @property
+    def differentiable(self) -> int:
+        """Number of differentiable outputs."""
+        return 6
+
+    def system(self, inputs: Tensors, outputs: Sequence[Tensor]) -> System:
+        """The active rows are the last outputs."""
+        return System(*outputs[11:])
+
+    def solve(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Solve, report failures, and make failed elements harmless for derivatives."""
+        program = QuadraticProgram(*inputs[:8])  # type: ignore[arg-type]
+        finite, start_x, start_nu = inputs[8:]
+        shape = program.batch_shape
+        rows = stack(program)
+        start = None
+        if start_x is not None and start_nu is not None:
+            start = (flat(start_x, 1, shape), flat(start_nu, 1, shape))
+        found = self.solver.solve_rows(rows, start, with_factor=self.keep_factor)
+        if finite is not None:
+            found.status[~finite.expand(shape).reshape(-1)] = Status.NUMERICAL_ERROR
+        failed = found.status > Status.SOLVED_INACCURATE
+        if bool(failed.any()):
+            self._report(program, rows, found)
+            found = _harmless(found, failed)
+        x, nu = found.x, found.nu
+        s = (rows.upper - found.Cx)[:, rows.p : rows.p + rows.m]
+        side = torch.where(nu < 0, -1, 1).mul_(found.active).to(torch.int8)
+        # Forward mode cannot give a tangent to a view.
+        differentiable = [t.clone() for t in (x, *unstack(nu, rows), s)]
+        outputs = [*differentiable, found.objective, found.status, found.iterations]
+        outputs += [found.primal, found.dual, found.gap, side, *(found.factor or ())]
+        ones = [1] * len(shape)
+        return tuple(
+            t.reshape(*(shape if t.shape[0] == rows.batch else ones), *t.shape[1:])
+            for t in outputs
+        )
+
+    def _report(self, program: QuadraticProgram, rows: Rows, found: Outcome) -> None:
+        if self.on_failure == "raise":
+            for name in CORE_NDIM:
+                t = getattr(program, name)
+                infinite = name in ("h", "lb", "ub")
+                if t is not None and bool((t.isnan() if infinite else ~t.isfinite()).any()):
+                    raise ValueError(
+                        f"qp: {name} must {'not be NaN' if infinite else 'be finite'}; got "
+                        f"{int((t.isnan() if infinite else ~t.isfinite()).sum())} entries that are "
+                        f"not, of {t.numel()}. Mend the data, or pass on_failure='ignore' to get "
+                        "NaN for these problems only."
+                    )
+        report("qp", self.on_failure, unflatten(found, rows, program))
+
+    def fake(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Shapes of the outputs when no factor is kept."""
+        _, q, G, _, A, _, lb, ub = inputs[:8]
+        assert q is not None
+        shape = torch.broadcast_shapes(
+            *(t.shape[: t.ndim - c] for t, c in zip(inputs, DATA_NDIM, strict=False) if t is not None)
+        )
+        n, p, m = q.shape[-1], 0 if A is None else A.shape[-2], 0 if G is None else G.shape[-2]
+        boxes = 0 if lb is None and ub is None else n
+        vectors = [q.new_empty(*shape, size) for size in (n, p, m, boxes, m)]
+        integers = [q.new_empty(shape, dtype=torch.long) for _ in range(2)]
+        scalars = [q.new_empty(shape) for _ in range(4)]
+        side = q.new_empty(*shape, p + m + boxes, dtype=torch.int8)
+        return (*vectors, scalars[0], *integers, *scalars[1:], side)
+
+    def map(
+        self, size: int, dims: Sequence[int | None], inputs: Tensors
+    ) -> tuple["SolvedProgram", Tensors]:
+        """Move the mapped dimension to the front."""
+        return self, batch_first(dims, inputs, INPUT_NDIM)
+
+
+def _harmless(found: Outcome, failed: Tensor) -> Outcome:
+    """Zeros and an identity where there is no solution, so that no NaN gets into a product."""
+
+    def blank(t: Tensor, value: Tensor | float = 0.0) -> Tensor:
+        mask = failed.reshape(-1, *[1] * (t.ndim - 1))
+        return torch.where(mask, value, t)
+
+    factor = found.factor
+    if factor is not None:
+        eye = torch.eye(found.x.shape[-1]).to(found.x)
+        factor = Factor(
+            blank(factor.L, eye), blank(factor.M), blank(factor.norm, 1.0), blank(factor.rho)
+        )
+    return replace(
+        found,
+        x=blank(found.x),
+        nu=blank(found.nu),
+        Cx=blank(found.Cx),
+        objective=blank(found.objective),
+        active=found.active & ~failed[:, None],
+        factor=factor,
+    )
+
+
+def _guess(
+    warm_start: Solution | None, data: Sequence[Tensor | None]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The point and all multipliers of an earlier solution."""
+    if warm_start is None:
+        return None, None
+    _, q, G, _, A, _, lb, ub = data
+    assert q is not None
+    parts = (warm_start.y, warm_start.z, warm_start.z_box)
+    wanted = (
+        0 if A is None else A.shape[-2],
+        0 if G is None else G.shape[-2],
+        0 if lb is None and ub is None else q.shape[-1],
+    )
+    sizes = tuple(0 if part is None else part.shape[-1] for part in parts)
+    if warm_start.x.shape[-1] != q.shape[-1] or sizes != wanted:
+        raise ValueError(
+            f"qp: warm_start must be a Solution of a problem with {q.shape[-1]} variables and "
+            f"{wanted} equalities, inequalities and bounds; got {warm_start.x.shape[-1]} and "
+            f"{sizes}. Leave warm_start out where the problem changes size."
+        )
+    nu = torch.cat([part for part in parts if part is not None], -1)
+    return warm_start.x.detach().to(torch.float64), nu.detach().to(torch.float64)

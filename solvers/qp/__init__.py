@@ -1,0 +1,5 @@
+"""Quadratic programs."""
+
+from .quadratic_program import QuadraticProgram
+
+__all__ = ["QuadraticProgram"]

@@ -1,0 +1,286 @@
+r"""The linear system that is left once the active rows are known, for a whole batch.
+
+.. math::
+
+    K = \begin{pmatrix} P & C_a^\top \\ C_a & 0 \end{pmatrix}
+
+It gives the solution from its active set (polishing, warm starts) and, being the Jacobian of the
+optimality conditions as well, every derivative. With :math:`P = L L^\top` and :math:`M` the rows of
+:math:`C L^{-\top}` at unit length, all that depends on the active set is the Schur complement
+:math:`S = M_a M_a^\top`, whose size is the number of active rows.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Rows have unit length, so a pivot of S is the squared distance of a row to the span of those
+# before it; below this it depends on them.
+DEPENDENT = 1e-11
+# Eigenvalues of K below this, relative to the largest, count as zero.
+RANK_TOLERANCE = 1e-10
+# A definite matrix with pivots this small, relative to its diagonal, is treated as singular.
+SINGULAR = 1e-7
+# Entries of gathered rows held at a time: 8 MB stay in cache, and no element swells the others.
+CHUNK_ENTRIES = 1 << 20
+
+
+class Factor(NamedTuple):
+    r"""What a solve with :math:`K` needs, whichever rows are active.
+
+    Attributes:
+        L: Cholesky factor ``(1 or B, n, n)`` of ``P``, or of :math:`P + \rho C_a^\top C_a`.
+        M: Unit rows ``(1 or B, rows, n)`` of :math:`C L^{-\top}`.
+        norm: Lengths ``(1 or B, rows)`` of these rows before scaling.
+        rho: ``(1 or B)``: zero where ``P`` is definite by itself, NaN where even the augmented
+            matrix is singular and only the least-norm solution exists.
+    """
+
+    L: Tensor
+    M: Tensor
+    norm: Tensor
+    rho: Tensor
+
+
+def factorise(P: Tensor, C: Tensor) -> tuple[Factor, Tensor | None]:
+    """Factor ``P`` and transform the rows.
+
+    Args:
+        P: Symmetric ``(1 or B, n, n)``.
+        C: ``(1 or B, rows, n)``.
+
+    Returns:
+        The factor, and a mask ``(1 or B)`` of the problems whose ``P`` is singular or indefinite,
+        or None where there are none. Their part of the factor is not of use: see :func:`augment`.
+    """
+    L, info = torch.linalg.cholesky_ex(P)
+    pivots = L.diagonal(dim1=-2, dim2=-1)
+    scale = P.diagonal(dim1=-2, dim2=-1)
+    definite = (pivots.square() > SINGULAR**2 * scale).all(-1) & (info == 0)
+    singular = None
+    if not bool(definite.all()):
+        singular = ~definite
+        L = torch.where(definite[:, None, None], L, torch.eye(P.shape[-1]).to(L))
+    M, norm = transform(L, C)
+    return Factor(L, M, norm, L.new_zeros(1)), singular
+
+
+def transform(L: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The rows of :math:`C L^{-\top}` at unit length, and their lengths."""
+    M = solve_lower(L, C.mT).mT
+    norm = torch.linalg.vector_norm(M, dim=-1)
+    norm = torch.where(norm > 0, norm, 1.0)
+    return M / norm[..., None], norm
+
+
+def augment(
+    P: Tensor, C: Tensor, factor: Factor, active: Tensor, singular: Tensor
+) -> Factor:
+    r"""Refactor the singular problems as :math:`P + \rho C_a^\top C_a`, which has the same solution.
+
+    Args:
+        P: Symmetric ``(1 or B, n, n)``.
+        C: ``(1 or B, rows, n)``.
+        factor: As :func:`factorise` made it.
+        active: Boolean ``(B, rows)``.
+        singular: Boolean ``(1 or B)``.
+
+    Returns:
+        A factor with the full batch dimension.
+    """
+    batch, n = active.shape[0], P.shape[-1]
+    index = torch.nonzero(singular.expand(batch)).reshape(-1)
+    P, C = (t.expand(batch, *t.shape[1:])[index] for t in (P, C))
+    Ca = C * active[index][..., None]
+    P_size = P.diagonal(dim1=-2, dim2=-1).mean(-1)
+    C_size = Ca.square().sum((-2, -1)) / n
+    rho = torch.where(P_size > 0, P_size, 1.0) / torch.where(C_size > 0, C_size, 1.0)
+    H = P + rho[:, None, None] * (Ca.mT @ Ca)
+    L, info = torch.linalg.cholesky_ex(H)
+    pivots = L.diagonal(dim1=-2, dim2=-1).square()
+    regular = (pivots > 1e-12 * H.diagonal(dim1=-2, dim2=-1)).all(-1) & (info == 0)
+    L = torch.where(regular[:, None, None], L, torch.eye(n).to(L))
+    M, norm = transform(L, C)
+    rho = torch.where(regular, rho, torch.nan)
+
+    def put(whole: Tensor, values: Tensor) -> Tensor:
+        return whole.expand(batch, *whole.shape[1:]).clone().index_copy_(0, index, values)
+
+    return Factor(
+        put(factor.L, L), put(factor.M, M), put(factor.norm, norm), put(factor.rho, rho)
+    )
+
+
+def factor_for(P: Tensor, C: Tensor, active: Tensor) -> Factor:
+    """A factor that serves these active rows, whether or not ``P`` is definite."""
+    factor, singular = factorise(P, C)
+    return factor if singular is None else augment(P, C, factor, active, singular)
+
+
+def solve(
+    system: Callable[[], tuple[Tensor, Tensor]],
+    factor: Factor,
+    active: Tensor,
+    r_x: Tensor,
+    r_nu: Tensor,
+) -> tuple[Tensor, Tensor]:
+    r"""Solve :math:`K (t_x, t_\nu) = (r_x, r_\nu)` on the active rows.
+
+    Where :math:`K` is singular (dependent rows, a solution that is not unique) the least-squares
+    solution of least norm is returned.
+
+    Args:
+        system: Makes ``P`` and ``C``, each ``(1 or B, ...)``; asked only for singular problems.
+        factor: Of the same problems.
+        active: Boolean ``(B, rows)``.
+        r_x: ``(B, n, columns)``.
+        r_nu: ``(B, rows, columns)``; only active entries count.
+
+    Returns:
+        ``t_x`` ``(B, n, columns)`` and ``t_nu`` ``(B, rows, columns)``, zero on inactive rows.
+    """
+    batch, count = active.shape
+    n = r_x.shape[-2]
+    size = max(int(active.sum(-1).max()), 1) if active.numel() else 1
+    step = batch if factor.M.shape[0] == 1 else max(CHUNK_ENTRIES // (size * n), 1)
+    if step >= batch:
+        return _solve_chunk(system, factor, active, r_x, r_nu)
+    t_x, t_nu = torch.empty_like(r_x), torch.empty_like(r_nu)
+
+    def cut(t: Tensor, low: int) -> Tensor:
+        return t if t.shape[0] == 1 else t[low : low + step]
+
+    for low in range(0, batch, step):
+        part = slice(low, low + step)
+        t_x[part], t_nu[part] = _solve_chunk(
+            lambda low=low: tuple(cut(t, low) for t in system()),
+            Factor(*(cut(t, low) for t in factor)),
+            active[part],
+            r_x[part],
+            r_nu[part],
+        )
+    return t_x, t_nu
+
+
+def _solve_chunk(
+    system: Callable[[], tuple[Tensor, Tensor]],
+    factor: Factor,
+    active: Tensor,
+    r_x: Tensor,
+    r_nu: Tensor,
+) -> tuple[Tensor, Tensor]:
+    L, M, norm, rho = factor
+    shared = M.shape[0] == 1
+    right = r_x
+    augmented = bool((rho != 0).any())
+    if augmented:
+        weighted = (r_nu * active[..., None]) * torch.nan_to_num(rho)[:, None, None]
+        right = r_x + system()[1].mT @ weighted
+    w = solve_lower(L, right)
+    index, valid = padded_indices(active)
+    singular = torch.isnan(rho) if augmented else None
+    t_nu = torch.zeros_like(r_nu)
+    if index.shape[-1]:
+        columns = index[..., None].expand(*index.shape, r_x.shape[-1])
+        residual = -(r_nu / norm[..., None]).gather(1, columns)
+        if shared:
+            residual += (M @ w).gather(1, columns)
+            gram = M[0] @ M[0].mT
+            S = gram[index[:, :, None], index[:, None, :]]
+        else:
+            Ma = gather_rows(M, index)
+            residual += Ma @ w
+            S = Ma @ Ma.mT
+        if valid is not None:
+            residual *= valid[..., None]
+            S *= valid[:, :, None] & valid[:, None, :]
+            S.diagonal(dim1=-2, dim2=-1).add_((~valid).to(S))
+        LS, info = torch.linalg.cholesky_ex(S)
+        pivots = LS.diagonal(dim1=-2, dim2=-1)
+        dependent = (info != 0) | (pivots.amin(-1) ** 2 < DEPENDENT)
+        singular = dependent if singular is None else dependent | singular
+        multipliers = torch.cholesky_solve(residual, LS)
+        if valid is not None:
+            multipliers *= valid[..., None]  # dependent rows leave rubbish in the padding, too
+        t_nu.scatter_add_(1, columns, multipliers)
+        w = w - (M.mT @ t_nu if shared else Ma.mT @ multipliers)
+        t_nu /= norm[..., None]
+    t_x = solve_upper(L, w)
+    if singular is not None and bool(singular.any()):
+        P, C = system()
+        for i in torch.nonzero(singular.expand(active.shape[0])).reshape(-1).tolist():
+            t_x[i], t_nu[i] = _least_norm(
+                P[min(i, P.shape[0] - 1)], C[min(i, C.shape[0] - 1)], active[i], r_x[i], r_nu[i]
+            )
+    return t_x, t_nu
+
+
+def _least_norm(
+    P: Tensor, C: Tensor, active: Tensor, r_x: Tensor, r_nu: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One problem by the eigenvalues of the whole of K, dropping those that are zero."""
+    n = P.shape[-1]
+    index = torch.nonzero(active).reshape(-1)
+    Ca = C[index]
+    K = torch.cat(
+        [torch.cat([P, Ca.mT], 1), torch.cat([Ca, Ca.new_zeros(len(index), len(index))], 1)]
+    )
+    values, vectors = torch.linalg.eigh(K)
+    kept = values.abs() > RANK_TOLERANCE * values.abs().max()
+    inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
+    t = vectors @ (inverse[:, None] * (vectors.mT @ torch.cat([r_x, r_nu[index]])))
+    t_nu = torch.zeros_like(r_nu)
+    t_nu[index] = t[n:]
+    return t[:n], t_nu
+
+
+def padded_indices(active: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Positions of the active rows ``(B, most)``, and which of them are not padding.
+
+    The second is None where every problem has the same number of active rows.
+    """
+    counts = active.sum(-1)
+    if active.shape[0] == 1:
+        return torch.nonzero(active[0]).reshape(1, -1), None
+    most = int(counts.max()) if counts.numel() else 0
+    which, position = torch.nonzero(active, as_tuple=True)
+    if which.numel() == active.shape[0] * most:
+        return position.reshape(active.shape[0], most), None
+    first = counts.cumsum(0) - counts
+    rank = torch.arange(which.numel(), device=which.device) - first[which]
+    index = active.new_zeros(active.shape[0], most, dtype=torch.long)
+    index[which, rank] = position
+    return index, torch.arange(most, device=counts.device) < counts[:, None]
+
+
+def gather_rows(M: Tensor, index: Tensor) -> Tensor:
+    """``M[b, index[b]]``: whole rows, so one ``index_select`` copies them as blocks."""
+    batch, count, n = M.shape
+    offset = torch.arange(batch, device=M.device)[:, None] * count
+    picked = M.reshape(batch * count, n).index_select(0, (index + offset).reshape(-1))
+    return picked.reshape(batch, -1, n)
+
+
+def solve_lower(L: Tensor, X: Tensor) -> Tensor:
+    r""":math:`L^{-1} X`; a shared ``L`` takes the whole batch as columns of one solve."""
+    return _solve_triangular(L, X, upper=False)
+
+
+def solve_upper(L: Tensor, X: Tensor) -> Tensor:
+    r""":math:`L^{-\top} X`."""
+    return _solve_triangular(L.mT, X, upper=True)
+
+
+def _solve_triangular(T: Tensor, X: Tensor, upper: bool) -> Tensor:
+    if T.shape[0] == X.shape[0]:
+        return torch.linalg.solve_triangular(T, X, upper=upper)
+    if X.shape[0] == 1:
+        return torch.linalg.solve_triangular(
+            T, X.expand(T.shape[0], -1, -1), upper=upper
+        )
+    batch, n, columns = X.shape
+    wide = X.permute(1, 0, 2).reshape(n, batch * columns)
+    solved = torch.linalg.solve_triangular(T[0], wide, upper=upper)
+    return solved.reshape(n, batch, columns).permute(1, 0, 2)

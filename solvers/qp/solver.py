@@ -1,0 +1,204 @@
+"""What all QP solvers share: the entry point, polishing on the active rows, and the verdict."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..solution import Solution, Status
+from . import kkt
+from .judge import judge
+from .quadratic_program import QuadraticProgram
+from .rows import Rows, stack, start_of, unstack
+
+Start = tuple[Tensor, Tensor]
+
+
+class Iterate(NamedTuple):
+    """Where a solver stopped, in the flat form of :class:`~solvers.qp.rows.Rows`.
+
+    Attributes:
+        x: ``(B, n)``; NaN where there is nothing to show.
+        nu: Multipliers ``(B, rows)``.
+        status: What the solver itself claims, integer ``(B)``.
+        iterations: Integer ``(B)``.
+        active: Boolean ``(B, rows)`` if the solver knows it, else None.
+        factor: Of the KKT system, if the solver made it on its way.
+        exact: Whether ``x`` and ``nu`` are as good as a solve on the active rows would make them.
+    """
+
+    x: Tensor
+    nu: Tensor
+    status: Tensor
+    iterations: Tensor
+    active: Tensor | None = None
+    factor: kkt.Factor | None = None
+    exact: bool = False
+
+
+@dataclass(eq=False)
+class Outcome:
+    """A judged solution in flat form, with what derivatives need.
+
+    Attributes:
+        x: ``(B, n)``.
+        nu: Multipliers ``(B, rows)``.
+        Cx: Values of the rows ``(B, rows)``.
+        objective: ``(B)``.
+        status: Integer ``(B)``.
+        iterations: Integer ``(B)``.
+        primal: Largest violation ``(B)``.
+        dual: Largest entry of the Lagrangian's gradient ``(B)``.
+        gap: Absolute duality gap ``(B)``.
+        active: Boolean ``(B, rows)``.
+        factor: Of the KKT system; None if nobody asked for it.
+    """
+
+    x: Tensor
+    nu: Tensor
+    Cx: Tensor
+    objective: Tensor
+    status: Tensor
+    iterations: Tensor
+    primal: Tensor
+    dual: Tensor
+    gap: Tensor
+    active: Tensor
+    factor: kkt.Factor | None
+
+
+@dataclass(frozen=True)
+class QPSolver(ABC):
+    """Base of the QP solvers; a subclass provides ``iterate``.
+
+    Attributes:
+        eps_abs: Absolute tolerance on the primal and dual residuals and on the duality gap.
+        eps_rel: The same relative to the largest term of each.
+        max_iter: Iterations allowed to each problem.
+        verbose: Print a table of outcomes.
+    """
+
+    eps_abs: float = 1e-9
+    eps_rel: float = 1e-9
+    max_iter: int = 10_000
+    verbose: bool = False
+
+    def solve(
+        self, problem: QuadraticProgram, *, warm_start: Solution | None = None
+    ) -> Solution:
+        """Solve every problem of the batch.
+
+        Args:
+            problem: The batch of problems.
+            warm_start: Solution of a batch of the same shape; saves iterations if it is near.
+
+        Returns:
+            A solution with tensors of the problem's dtype. Elements whose ``status`` is beyond
+            SOLVED_INACCURATE hold the best iterate or NaN: look at the status before the values.
+        """
+        rows = stack(problem.to(torch.float64))
+        return unflatten(self.solve_rows(rows, start_of(warm_start, rows)), rows, problem)
+
+    @abstractmethod
+    def iterate(self, rows: Rows, start: Start | None) -> Iterate:
+        """Run the method on the flat form, from ``start`` (NaN says "no guess") if there is one."""
+
+    def solve_rows(
+        self, rows: Rows, start: Start | None = None, *, with_factor: bool = False
+    ) -> Outcome:
+        """Run the method on the flat form, polish where that is due, and judge."""
+        found = self.iterate(rows, start)
+        outcome = assess(rows, found, self.eps_abs, self.eps_rel, with_factor=with_factor)
+        if self.verbose:
+            print(table(type(self).__name__, outcome))
+        return outcome
+
+
+def assess(
+    rows: Rows, found: Iterate, eps_abs: float, eps_rel: float, *, with_factor: bool
+) -> Outcome:
+    """Judge an iterate, after polishing it unless it is exact."""
+    x, nu, active, factor = found.x, found.nu, found.active, found.factor
+    verdict = judge(rows, x, nu, eps_abs, eps_rel)
+    if active is None:
+        slack = torch.minimum(rows.upper - verdict.Cx, verdict.Cx - rows.lower)
+        active = (nu.abs() > slack) | rows.fixed
+    if factor is None and (with_factor or not found.exact):
+        factor = kkt.factor_for(rows.P, rows.C, active)
+    if factor is not None and not found.exact:
+        polished_x, polished_nu = polish(rows, factor, active, nu)
+        polished = judge(rows, polished_x, polished_nu, eps_abs, eps_rel)
+        better = (polished.error < verdict.error)[:, None]
+        x, nu = torch.where(better, polished_x, x), torch.where(better, polished_nu, nu)
+        verdict = judge(rows, x, nu, eps_abs, eps_rel)
+    return Outcome(
+        x,
+        nu,
+        verdict.Cx,
+        verdict.objective,
+        verdict.status(found.status),
+        found.iterations,
+        verdict.primal,
+        verdict.dual,
+        verdict.gap,
+        active,
+        factor if with_factor else None,
+    )
+
+
+def unflatten(outcome: Outcome, rows: Rows, problem: QuadraticProgram) -> Solution:
+    """Give a flat outcome the names, batch shape and dtype of the problem."""
+    dtype, shape = problem.q.dtype, problem.batch_shape
+
+    def vector(t: Tensor) -> Tensor:
+        return t.to(dtype).reshape(*shape, t.shape[-1])
+
+    def scalar(t: Tensor) -> Tensor:
+        return (t.to(dtype) if t.is_floating_point() else t).reshape(shape)
+
+    y, z, z_box = unstack(outcome.nu, rows)
+    slack = (rows.upper - outcome.Cx)[:, rows.p : rows.p + rows.m]
+    return Solution(
+        vector(outcome.x),
+        scalar(outcome.status),
+        scalar(outcome.iterations),
+        vector(y),
+        vector(z),
+        vector(z_box),
+        vector(slack),
+        scalar(outcome.objective),
+        scalar(outcome.primal),
+        scalar(outcome.dual),
+        scalar(outcome.gap),
+    )
+
+
+def polish(rows: Rows, factor: kkt.Factor, active: Tensor, nu: Tensor) -> Start:
+    """Solve with the active rows as equalities, at the end where each multiplier says it is."""
+    at = torch.where(nu < 0, rows.lower, rows.upper)
+    at = torch.where(active & torch.isfinite(at), at, 0.0)
+    q = rows.q.expand(rows.batch, -1)
+    new_x, new_nu = kkt.solve(
+        lambda: (rows.P, rows.C), factor, active, -q[..., None], at[..., None]
+    )
+    return new_x[..., 0], new_nu[..., 0]
+
+
+def table(name: str, outcome: Outcome) -> str:
+    """Outcomes in a few lines: how many of each, iterations, worst residuals."""
+    lines = [f"{name}: {outcome.status.numel()} problems"]
+    header = ("status", "count", "iterations", "primal", "dual", "gap")
+    lines.append("  {:<18}{:>7}{:>14}{:>10}{:>10}{:>10}".format(*header))
+    for status in Status:
+        of = outcome.status == status
+        if bool(of.any()):
+            its = outcome.iterations[of]
+            worst = (float(t[of].max()) for t in (outcome.primal, outcome.dual, outcome.gap))
+            lines.append(
+                "  {:<18}{:>7}{:>14}{:>10.1e}{:>10.1e}{:>10.1e}".format(
+                    status.name, int(of.sum()), f"{int(its.min())} to {int(its.max())}", *worst
+                )
+            )
+    return "\n".join(lines)
