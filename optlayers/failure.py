@@ -46,5 +46,5 @@ def report(where: str, on_failure: OnFailure, solution: Solution) -> None:
 
 def paint(t: Tensor, solved: Tensor) -> Tensor:
     """NaN where the problem was not solved; the gradient there is exactly zero."""
-    mask = solved.reshape(*solved.shape, *[1] * (t.ndim - solved.ndim))
+    mask = solved.reshape((*solved.shape, *[1] * (t.ndim - solved.ndim)))
     return torch.where(mask, t, torch.nan)

@@ -9,7 +9,7 @@ from torch import Tensor
 from solvers.qp.choose import Automatic
 from solvers.qp.quadratic_program import CORE_NDIM, QuadraticProgram, check
 from solvers.qp.kkt import Factor
-from solvers.qp.rows import Rows, flat, stack, unstack
+from solvers.qp.rows import flat, unstack
 from solvers.qp.solver import Outcome, QPSolver, unflatten
 from solvers.solution import Solution, Status
 
@@ -62,7 +62,7 @@ def qp(
     outputs = solve_implicitly(problem, *data, finite, *_guess(warm_start, data))
     x, y, z, z_box, s, objective, status, iterations, primal, dual, gap = outputs[:11]
     if on_failure != "raise":
-        solved = status <= Status.SOLVED_INACCURATE
+        solved = status <= int(Status.SOLVED_INACCURATE)  # the compiler takes no enumeration
         x, y, z, z_box, s, objective = (
             paint(t, solved) for t in (x, y, z, z_box, s, objective)
         )
@@ -124,34 +124,33 @@ class SolvedProgram(KKTConditions):
 
     def solve(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Solve, report failures, and make failed elements harmless for derivatives."""
-        program = QuadraticProgram(*inputs[:8])  # type: ignore[arg-type]
+        program = QuadraticProgram.trusted(*inputs[:8])
         finite, start_x, start_nu = inputs[8:]
         shape = program.batch_shape
-        rows = stack(program)
         start = None
         if start_x is not None and start_nu is not None:
             start = (flat(start_x, 1, shape), flat(start_nu, 1, shape))
-        found = self.solver.solve_rows(rows, start, with_factor=self.keep_factor)
+        found = self.solver.run(program, start, with_factor=self.keep_factor)
         if finite is not None:
             found.status[~finite.expand(shape).reshape(-1)] = Status.NUMERICAL_ERROR
-        failed = found.status > Status.SOLVED_INACCURATE
-        if bool(failed.any()):
-            self._report(program, rows, found)
+        if found.status.numel() and int(found.status.max()) > Status.SOLVED_INACCURATE:
+            failed = found.status > Status.SOLVED_INACCURATE
+            self._report(program, found)
             found = _harmless(found, failed)
-        x, nu = found.x, found.nu
-        s = (rows.upper - found.Cx)[:, rows.p : rows.p + rows.m]
-        side = torch.where(nu < 0, -1, 1).mul_(found.active).to(torch.int8)
+        nu = found.nu
         # Forward mode cannot give a tangent to a view.
-        differentiable = [t.clone() for t in (x, *unstack(nu, rows), s)]
+        differentiable = [t.clone() for t in (found.x, *unstack(nu, program), found.s)]
         outputs = [*differentiable, found.objective, found.status, found.iterations]
-        outputs += [found.primal, found.dual, found.gap, side, *(found.factor or ())]
-        ones = [1] * len(shape)
+        outputs += [found.primal, found.dual, found.gap, found.side, *(found.factor or ())]
+        batch = found.status.shape[0]
+        if len(shape) == 1:
+            return tuple(outputs)
+        ones = (1,) * len(shape)
         return tuple(
-            t.reshape(*(shape if t.shape[0] == rows.batch else ones), *t.shape[1:])
-            for t in outputs
+            t.reshape((*(shape if t.shape[0] == batch else ones), *t.shape[1:])) for t in outputs
         )
 
-    def _report(self, program: QuadraticProgram, rows: Rows, found: Outcome) -> None:
+    def _report(self, program: QuadraticProgram, found: Outcome) -> None:
         if self.on_failure == "raise":
             for name in CORE_NDIM:
                 t = getattr(program, name)
@@ -163,7 +162,7 @@ class SolvedProgram(KKTConditions):
                         f"not, of {t.numel()}. Mend the data, or pass on_failure='ignore' to get "
                         "NaN for these problems only."
                     )
-        report("qp", self.on_failure, unflatten(found, rows, program))
+        report("qp", self.on_failure, unflatten(found, program))
 
     def fake(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Shapes of the outputs when no factor is kept."""
@@ -204,9 +203,9 @@ def _harmless(found: Outcome, failed: Tensor) -> Outcome:
         found,
         x=blank(found.x),
         nu=blank(found.nu),
-        Cx=blank(found.Cx),
+        s=blank(found.s),
         objective=blank(found.objective),
-        active=found.active & ~failed[:, None],
+        side=found.side.masked_fill(failed[:, None], 0),
         factor=factor,
     )
 

@@ -1,6 +1,7 @@
 """Leading dimensions: moving a mapped one to the front, and summing over broadcast ones."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -33,19 +34,33 @@ def batch_first(
     return [align(*triple) for triple in zip(inputs, dims, core, strict=True)]
 
 
-def outer(a: Tensor, b: Tensor, batch: Sequence[int]) -> Tensor:
-    r"""The matrices :math:`a b^\top`, summed over the batch dimensions that ``batch`` lacks.
+def outer(a: Any, b: Any, c: Any, d: Any, batch: Sequence[int]) -> Any:
+    r"""The matrices :math:`a b^\top + c d^\top`, summed over the batch dimensions ``batch`` lacks.
 
     Args:
-        a: ``(*full, k)``.
+        a: ``(*full, k)``, a tensor or a numpy array like the others.
         b: ``(*full, n)``.
+        c: ``(*full, k)``.
+        d: ``(*full, n)``.
         batch: Leading dimensions wanted, broadcastable to ``full``.
 
     Returns:
         ``(*batch, k, n)``. A matrix shared by the whole batch costs one product, not one a problem.
     """
-    if a.shape[:-1].numel() != 1 and all(size == 1 for size in batch):
-        product = a.reshape(-1, a.shape[-1]).mT @ b.reshape(-1, b.shape[-1])
+    if all(size == 1 for size in batch) and any(size != 1 for size in a.shape[:-1]):
+        a, b, c, d = (t.reshape(-1, t.shape[-1]) for t in (a, b, c, d))
+        product = a.mT @ b + c.mT @ d
         return product.reshape(*batch, *product.shape)
-    product = a[..., :, None] * b[..., None, :]
-    return product.sum_to_size(*batch, *product.shape[-2:])
+    product = a[..., :, None] * b[..., None, :] + c[..., :, None] * d[..., None, :]
+    return sum_to(product, (*batch, *product.shape[-2:]))
+
+
+def sum_to(t: Any, shape: Sequence[int]) -> Any:
+    """Sum over the leading dimensions that ``shape`` lacks or has as 1: a broadcast undone."""
+    if tuple(t.shape) == tuple(shape):
+        return t
+    extra = t.ndim - len(shape)
+    if extra:
+        t = t.sum(tuple(range(extra)))
+    kept = tuple(i for i, size in enumerate(shape) if size == 1 != t.shape[i])
+    return t.sum(kept, keepdims=True) if kept else t

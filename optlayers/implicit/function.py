@@ -11,8 +11,7 @@ What torch needs said by hand, and why (each point was a silent error without it
   generated rule would run ``jvp`` where ``unpack_dual`` has no batching rule.
 - ``jvp`` works on the primal part of what was saved, with forward gradients switched on again;
   otherwise forward mode over forward mode loses the inner tangents.
-- Under ``torch.compile`` the solver hides behind an opaque operator, and a twin without ``jvp``
-  takes over, because dynamo refuses functions that define one.
+- Under ``torch.compile`` a twin takes over, see :mod:`optlayers.implicit.compiled`.
 """
 
 from collections.abc import Sequence
@@ -21,6 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
+
+from .compiled import solve_compiled
 
 Tensors = Sequence[Tensor | None]
 
@@ -74,10 +75,23 @@ def solve_implicitly(problem: ImplicitProblem, *inputs: Tensor | None) -> tuple[
         The outputs of ``problem.solve``.
     """
     if torch.compiler.is_compiling():
-        outputs: tuple[Tensor, ...] = _Compiled.apply(_key(problem), problem, *inputs)
+        outputs: tuple[Tensor, ...] = solve_compiled(problem, *inputs)
+    elif torch._C._are_functorch_transforms_active():
+        outputs = Implicit.apply(problem, *inputs)  # type: ignore[no-untyped-call]
     else:
-        outputs = Implicit.apply(problem, *inputs)
+        outputs = _Plain.apply(problem, *inputs)  # type: ignore[no-untyped-call]
     return outputs
+
+
+def _remember(
+    ctx: Any, problem: ImplicitProblem, inputs: Tensors, outputs: tuple[Tensor, ...]
+) -> None:
+    """Save everything that derivatives may use, for both modes."""
+    ctx.problem, ctx.split = problem, len(inputs)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*outputs[problem.differentiable :])
+    ctx.save_for_backward(*inputs, *outputs)
+    ctx.save_for_forward(*inputs, *outputs)
 
 
 class Implicit(torch.autograd.Function):
@@ -90,18 +104,14 @@ class Implicit(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Save everything that derivatives may use, for both modes."""
-        ctx.problem, *tensors = inputs
-        ctx.split = len(tensors)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[ctx.problem.differentiable :])
-        ctx.save_for_backward(*tensors, *output)
-        ctx.save_for_forward(*tensors, *output)
+        """Save what derivatives need."""
+        _remember(ctx, inputs[0], inputs[1:], output)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         """Pull cotangents back through the conditions."""
-        inputs, outputs = ctx.saved_tensors[: ctx.split], ctx.saved_tensors[ctx.split :]
+        saved = ctx.saved_tensors
+        inputs, outputs = saved[: ctx.split], saved[ctx.split :]
         return None, *ctx.problem.vjp(inputs, outputs, cotangents, ctx.needs_input_grad[1:])
 
     @staticmethod
@@ -119,7 +129,7 @@ class Implicit(torch.autograd.Function):
     ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
         """Hand the mapped dimension to the batched solver."""
         mapped, moved = problem.map(info.batch_size, in_dims[1:], inputs)
-        outputs = Implicit.apply(mapped, *moved)
+        outputs = Implicit.apply(mapped, *moved)  # type: ignore[no-untyped-call]
         shared = [t.shape[0] == 1 != info.batch_size for t in outputs]
         return (
             tuple(t[0] if one else t for t, one in zip(outputs, shared, strict=True)),
@@ -127,49 +137,14 @@ class Implicit(torch.autograd.Function):
         )
 
 
-# --- torch.compile -----------------------------------------------------------------------------
-
-_problems: list[ImplicitProblem] = []
-_library = torch.library.Library("optlayers", "FRAGMENT")
-_library.define("solve(Tensor?[] inputs, int key) -> Tensor[]")
-
-
-@torch.compiler.assume_constant_result
-def _key(problem: ImplicitProblem) -> int:
-    """A number for a problem: operators take no Python objects."""
-    if problem not in _problems:
-        _problems.append(problem)
-    return _problems.index(problem)
-
-
-def _solve_opaquely(inputs: list[Tensor | None], key: int) -> list[Tensor]:
-    # An operator may not return one of its inputs, nor two views of one tensor.
-    return [t.clone() for t in _problems[key].solve(*inputs)]
-
-
-_library.impl("solve", _solve_opaquely, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("optlayers::solve", lib=_library)
-def _solve_fake(inputs: list[Tensor | None], key: int) -> list[Tensor]:
-    return list(_problems[key].fake(*inputs))
-
-
-class _Compiled(torch.autograd.Function):
-    """The twin for the compiler: the same, with an opaque operator and without forward mode."""
+class _Plain(torch.autograd.Function):
+    """The same where no functorch transform is around: its way of calling costs 50 us less."""
 
     @staticmethod
-    def forward(ctx: Any, key: int, problem: ImplicitProblem, *inputs: Tensor | None) -> Any:
-        outputs = torch.ops.optlayers.solve(list(inputs), key)
-        ctx.problem = problem
-        ctx.split = len(inputs)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*outputs[problem.differentiable :])
-        ctx.save_for_backward(*inputs, *outputs)
-        return tuple(outputs)
+    def forward(ctx: Any, problem: ImplicitProblem, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        outputs = problem.solve(*inputs)
+        _remember(ctx, problem, inputs, outputs)
+        return outputs
 
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        inputs, outputs = ctx.saved_tensors[: ctx.split], ctx.saved_tensors[ctx.split :]
-        pulled = ctx.problem.vjp(inputs, outputs, cotangents, ctx.needs_input_grad[2:])
-        return None, None, *pulled
+    backward = Implicit.backward
+    jvp = Implicit.jvp

@@ -15,18 +15,20 @@ adjoint :math:`a` is itself the solution of a quadratic program with the same ac
 adjoint again is differentiating that program.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from solvers.qp import kkt
+from solvers.qp import kkt, small
 from solvers.qp.quadratic_program import CORE_NDIM
 from solvers.qp.rows import flat
 
-from .batching import batch_first, outer
+from .batching import batch_first, outer, sum_to
 from .function import Tensors, solve_implicitly
 
 DATA_NDIM = tuple(CORE_NDIM.values())
@@ -79,63 +81,73 @@ class KKTConditions:
         needed: Sequence[bool],
     ) -> Tensors:
         """Cotangents of the inputs; slack and objective need no linear solve of their own."""
-        P, q, G, h, A, b, lb, ub = inputs[:8]
-        x, y, z, z_box = outputs[:4]
         system = self.system(inputs, outputs)
-        g_x, g_y, g_z, g_box, g_s, g_value = (*cotangents[: self.differentiable], None, None)[:6]
-        if g_s is not None:  # s = h - G x
-            assert G is not None
-            pull = -(G.mT @ g_s[..., None])[..., 0]
-            g_x = pull if g_x is None else g_x + pull
+        if not torch.compiler.is_compiling() and nobody_differentiates(cotangents):
+            plain = self._vjp_plainly(inputs, outputs, cotangents, needed, system)
+            if plain is not None:
+                return plain
 
-        a_x: Tensor | None = None
-        a_y = a_z = a_box = None
-        if any(g is not None for g in (g_x, g_y, g_z, g_box)):
-            if g_x is None:
-                g_x = torch.zeros_like(x)
-            minus_y, minus_z, minus_box = (
-                None if g is None else -g for g in (g_y, g_z, g_box)
-            )
-            a_x, a_y, a_z, a_box = solve_implicitly(
+        def adjoint(g_x: Tensor, *g_nu: Tensor | None) -> tuple[Tensor, ...]:
+            minus_y, minus_z, minus_box = (None if g is None else -g for g in g_nu)
+            P, _, G, _, A = inputs[:5]
+            return solve_implicitly(
                 FixedActiveRows(), P, g_x, G, minus_z, A, minus_y, minus_box, minus_box, *system
-            )  # fmt: skip
-        if g_s is not None:
-            a_z = -g_s if a_z is None else a_z - g_s
-
-        d_q, r_y, r_z, r_box = a_x, a_y, a_z, a_box
-        if g_value is not None:  # by the envelope theorem, half of it through the products below
-            half = 0.5 * g_value[..., None]
-            a_x, a_y, a_z, a_box = (
-                half * v if a is None else a + half * v
-                for a, v in zip((a_x, a_y, a_z, a_box), (x, y, z, z_box), strict=True)
             )
-            d_q, r_y, r_z, r_box = (
-                a + half * v
-                for a, v in zip((a_x, a_y, a_z, a_box), (x, y, z, z_box), strict=True)
-            )  # type: ignore[operator]
 
-        grads: list[Tensor | None] = [None] * len(inputs)
-        if needed[0] and P is not None and a_x is not None:
-            product = outer(0.5 * a_x, x, P.shape[:-2])
-            grads[0] = product + product.mT
-        if needed[1]:
-            grads[1] = _sum_to(d_q, q)
-        for position, (M, a, v) in ((2, (G, a_z, z)), (4, (A, a_y, y))):
-            if needed[position] and M is not None and a_x is not None:
-                total = None if a is None else outer(a, x, M.shape[:-2])
-                rest = outer(v, a_x, M.shape[:-2])
-                grads[position] = rest if total is None else total + rest
-        if needed[3] and r_z is not None:
-            grads[3] = _sum_to(-r_z, h)
-        if needed[5] and r_y is not None:
-            grads[5] = _sum_to(-r_y, b)
-        if (needed[6] or needed[7]) and r_box is not None:
-            side = system.side[..., -r_box.shape[-1] :]
-            if needed[6]:
-                grads[6] = _sum_to(-r_box * (side < 0), lb)
-            if needed[7]:
-                grads[7] = _sum_to(-r_box * (side > 0), ub)
-        return grads
+        return pull_back(
+            inputs[:8], outputs[:4], system.side, cotangents[: self.differentiable], needed, adjoint
+        )
+
+    def _vjp_plainly(
+        self,
+        inputs: Tensors,
+        outputs: Sequence[Tensor],
+        cotangents: Tensors,
+        needed: Sequence[bool],
+        system: System,
+    ) -> list[Tensor | None] | None:
+        """The same in numpy, for small problems on a CPU whose gradients nobody differentiates."""
+        x, side = outputs[0], system.side
+        n, batch_shape = x.shape[-1], x.shape[:-1]
+        batch, count = batch_shape.numel(), side.shape[-1]
+        if system.L is not None or x.device.type != "cpu" or not small.is_small(batch, n + count):
+            return None
+        data = [None if t is None else t.numpy() for t in inputs[:8]]
+        P, _, G, _, A = data[:5]
+        p = 0 if A is None else A.shape[-2]
+        m = 0 if G is None else G.shape[-2]
+        C = np.zeros((*batch_shape, count, n))
+        if A is not None:
+            C[..., :p, :] = A
+        if G is not None:
+            C[..., p : p + m, :] = G
+        if count > p + m:
+            C[..., p + m :, :] = np.eye(n)
+        symmetric = np.zeros((n, n)) if P is None else 0.5 * (P + P.mT)
+        inverse = small.invert(symmetric, C, side.numpy() != 0)
+        if inverse is None:
+            return None
+
+        def adjoint(g_x: Any, *g_nu: Any) -> tuple[Any, ...]:
+            right = np.zeros((*batch_shape, n + count))
+            right[..., :n] = g_x
+            ends = (0, p, p + m, count)
+            for low, high, g in zip(ends, ends[1:], g_nu, strict=False):
+                if g is not None:
+                    right[..., n + low : n + high] = g
+            right[..., n:] *= side.numpy() != 0
+            a = -(inverse @ right[..., None])[..., 0]
+            return a[..., :n], *(a[..., n + i : n + j] for i, j in zip(ends, ends[1:], strict=False))
+
+        grads = pull_back(
+            data,
+            [t.numpy() for t in outputs[:4]],
+            side.numpy(),
+            [None if g is None else g.numpy() for g in cotangents[: self.differentiable]],
+            needed,
+            adjoint,
+        )
+        return [None if g is None else torch.from_numpy(g) for g in grads] + [None] * len(inputs[8:])
 
     def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
         """Tangents of the differentiable outputs."""
@@ -181,8 +193,72 @@ class KKTConditions:
         return [*pushed, t_s, value]
 
 
-def _sum_to(t: Tensor | None, like: Tensor | None) -> Tensor | None:
-    return None if t is None or like is None else t.sum_to_size(like.shape)
+def nobody_differentiates(tensors: Tensors) -> bool:
+    """Whether what is computed from these tensors now will not be differentiated in turn."""
+    return not (
+        torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def pull_back(
+    data: Sequence[Any],
+    solution: Sequence[Any],
+    side: Any,
+    cotangents: Sequence[Any],
+    needed: Sequence[bool],
+    adjoint: Callable[..., tuple[Any, ...]],
+) -> list[Any]:
+    r"""Gradients from cotangents; the arrays may be torch's or numpy's.
+
+    Args:
+        data: ``P, q, G, h, A, b, lb, ub``.
+        solution: ``x, y, z, z_box``.
+        side: See :class:`System`.
+        cotangents: Of ``x, y, z, z_box`` and perhaps of ``s, objective``; None for zero.
+        needed: Which gradients are asked for.
+        adjoint: Maps cotangents of the solution to :math:`a = -K^{-1} g`, in four parts.
+
+    Returns:
+        Gradients in the order of ``needed``, None where there is none.
+    """
+    P, q, G, h, A, b, lb, ub = data
+    x, _, z, _ = solution
+    g_x, g_y, g_z, g_box, g_s, g_value = (*cotangents, None, None)[:6]
+    if g_s is not None:  # s = h - G x
+        pull = -(G.mT @ g_s[..., None])[..., 0]
+        g_x = pull if g_x is None else g_x + pull
+    a: list[Any] = [None] * 4
+    if not (g_x is g_y is g_z is g_box is None):
+        a = list(adjoint(0 * x if g_x is None else g_x, g_y, g_z, g_box))
+    if g_s is not None:
+        a[2] = a[2] - g_s
+    ends = a
+    if g_value is not None:  # by the envelope theorem; half of it through the products below
+        half = 0.5 * g_value[..., None]
+        a = [half * v if t is None else t + half * v for t, v in zip(a, solution, strict=True)]
+        ends = [t + half * v for t, v in zip(a, solution, strict=True)]
+    grads: list[Any] = [None] * len(needed)
+    a_x = a[0]
+    if a_x is None:
+        return grads
+    if needed[0] and P is not None:
+        product = outer(a_x, x, x, a_x, P.shape[:-2])
+        grads[0] = 0.5 * product
+    if needed[1]:
+        grads[1] = sum_to(ends[0], q.shape)
+    for position, (M, v, row) in enumerate(((G, h, 2), (A, b, 1)), start=1):
+        if needed[2 * position] and M is not None:
+            grads[2 * position] = outer(a[row], x, solution[row], a_x, M.shape[:-2])
+        if needed[2 * position + 1] and v is not None:
+            grads[2 * position + 1] = sum_to(-ends[row], v.shape)
+    at = side[..., side.shape[-1] - solution[3].shape[-1] :]
+    if needed[6] and lb is not None:
+        grads[6] = sum_to(-ends[3] * (at < 0), lb.shape)
+    if needed[7] and ub is not None:
+        grads[7] = sum_to(-ends[3] * (at > 0), ub.shape)
+    return grads
 
 
 def _difference(a: Tensor | None, b: Tensor | None) -> Tensor | None:

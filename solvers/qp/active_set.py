@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ..solution import Status
-from . import _daqp, kkt
+from . import _daqp, kkt, small
+from .quadratic_program import QuadraticProgram
 from .rows import Rows
-from .solver import Iterate, QPSolver, Start
+from .solver import Iterate, Outcome, QPSolver, Start
 
 EQUALITY, UPPER, LOWER = 5, 1, 3
 
@@ -35,6 +36,16 @@ class ActiveSet(QPSolver):
         Arnstrom, Bemporad, Axehill, *A dual active-set solver for embedded quadratic programming
         using recursive LDL' updates*, IEEE Trans. Automatic Control 67 (2022), section III.
     """
+
+    def run(
+        self, problem: QuadraticProgram, start: Start | None = None, *, with_factor: bool = False
+    ) -> Outcome:
+        """Solve a handful of plain problems without ceremony, all others in pieces."""
+        if start is None and not self.verbose:
+            outcome = small.solve(problem, self.eps_abs, self.eps_rel, self.max_iter)
+            if outcome is not None:
+                return outcome
+        return super().run(problem, start, with_factor=with_factor)
 
     def iterate(self, rows: Rows, start: Start | None) -> Iterate:
         """Solve each problem; the active rows and the factor are exact."""
@@ -68,25 +79,26 @@ class ActiveSet(QPSolver):
     def _strictly_convex(
         self, rows: Rows, factor: kkt.Factor, sense: "_daqp.Ints"
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        L, M, norm, _ = factor
-        v = kkt.solve_lower(L, rows.q[..., None])
+        L, M = factor.L, factor.M.numpy()
+        norm = factor.norm.numpy()
+        v = kkt.solve_lower(L, rows.q[..., None]).numpy()
         shift = (M @ v)[..., 0]
-        upper, lower = rows.upper / norm + shift, rows.lower / norm + shift
-        bad = upper.isnan().any(-1) | lower.isnan().any(-1) | v[..., 0].isnan().any(-1)
-        if bool(bad.any()):
-            upper = torch.where(bad[:, None], 0.0, upper)
-            lower = torch.where(bad[:, None], 0.0, lower)
-            M = torch.where(bad[:, None, None], 0.0, M)
+        upper, lower = rows.upper.numpy() / norm, rows.lower.numpy() / norm
+        upper += shift
+        lower += shift
+        # The library reports success on NaN, having dropped the row.
+        bad = np.isnan(upper).any(-1) | np.isnan(lower).any(-1) | np.isnan(v[..., 0]).any(-1)
+        if bad.any():
+            upper[bad], lower[bad] = 0.0, 0.0
+            M = np.where(bad[:, None, None], 0.0, M)
         u, lam, status, iterations = _daqp.solve_batch(
-            None, None, M.numpy(), upper.numpy(), lower.numpy(), sense, rows.batch, self.max_iter
+            None, None, M, upper, lower, sense, rows.batch, self.max_iter
         )
-        x = kkt.solve_upper(L, torch.from_numpy(u)[..., None] - v)[..., 0]
-        nu = torch.from_numpy(lam) / norm
-        outcome = torch.from_numpy(status)
-        if bool(bad.any()):
-            outcome = torch.where(bad, Status.NUMERICAL_ERROR, outcome)
-            x = torch.where(bad[:, None], torch.nan, x)
-        return x, nu, outcome, torch.from_numpy(iterations)
+        x = kkt.solve_upper(L, torch.from_numpy(u[..., None] - v))[..., 0]
+        if bad.any():
+            status[bad], x[torch.from_numpy(bad)] = Status.NUMERICAL_ERROR, torch.nan
+        lam /= norm
+        return x, *(torch.from_numpy(t) for t in (lam, status, iterations))
 
     def _singular(
         self, rows: Rows, factor: kkt.Factor, sense: "_daqp.Ints"

@@ -16,11 +16,16 @@ from . import condensed
 from .condensed import Condensed, hessian_times, times, transposed_times
 from .equilibrate import Equilibrated
 
-
 # A guess with a larger error, in scaled units, is no better than the cold start; one without any
 # error would start at the boundary, from which the method does not get away.
 WORTH_A_WARM_START = 1.0
 CENTRED = 1e-4
+
+# Regularisation of the rows as a part of that of the variables: small, because the multipliers of
+# contradictory rows grow by the violation over it in each step.
+ROWS = 1e-2
+# Regularisation of the least-squares problem that is the start.
+START = 1e-6
 
 
 class Barrier(NamedTuple):
@@ -33,7 +38,7 @@ class Barrier(NamedTuple):
         equal: Boolean ``(B, rows)``: equalities.
         value: ``(B, rows)``: their right-hand sides, zero elsewhere.
         sign: ``(2, 1)``: -1 for lower ends, 1 for upper ends.
-        count: Number of present ends ``(B)``, at least 1.
+        number: Number of present ends ``(B)``, at least 1.
     """
 
     problem: Equilibrated
@@ -42,7 +47,7 @@ class Barrier(NamedTuple):
     equal: Tensor
     value: Tensor
     sign: Tensor
-    count: Tensor
+    number: Tensor
 
 
 class Point(NamedTuple):
@@ -108,45 +113,62 @@ def gradients(b: Barrier, point: Point) -> Gradients:
 
 def mean_product(b: Barrier, s: Tensor, z: Tensor) -> Tensor:
     """Mean of slack times multiplier over the present ends, ``(B)``."""
-    return (s * z).sum((-2, -1)) / b.count
+    return (s * z).sum((-2, -1)) / b.number
 
 
-def end_weights(b: Barrier, point: Point) -> Tensor:
-    """``z / s`` of the present ends, ``(B, 2, rows)``."""
-    return torch.where(b.present, point.z / point.s, 0.0)
+def end_weights(b: Barrier, point: Point, delta: Tensor) -> Tensor:
+    """``z / s`` of the present ends, ``(B, 2, rows)``, softened to be at most ``1 / delta (B)``."""
+    softened = point.s + delta[:, None, None] * point.z
+    return torch.where(b.present, point.z / softened, 0.0)
 
 
 def factorise(b: Barrier, point: Point, regularisation: Tensor) -> Condensed:
-    """Factor the Newton system at a point."""
-    weight = end_weights(b, point).sum(1)
-    V = torch.where(b.equal, 0.0, 1 / weight)
+    """Factor the Newton system at a point, with ``regularisation (B)`` of the variables."""
+    delta = ROWS * regularisation
+    weight = end_weights(b, point, delta).sum(1)
+    V = torch.where(b.equal, delta[:, None], 1 / weight)
     return condensed.factorise(b.problem, V, regularisation)
 
 
 def newton(
     b: Barrier, system: Condensed, point: Point, g: Gradients, complementarity: Tensor
 ) -> Point:
-    r"""The step that makes the linearised residuals zero.
+    r"""The proximal Newton step.
+
+    It solves, with the small regularisations :math:`\rho` and :math:`\delta`,
+
+    .. math::
+
+        (cP + \rho I) \Delta x + C^\top \Delta\nu &= -g_{dual} \\
+        C \Delta x - \delta \Delta\nu &= -g_{equal} \\
+        \Delta s \pm C \Delta x - \delta \Delta z &= g_{ends} \\
+        z \Delta s + s \Delta z &= \text{complementarity}
+
+    whose terms vanish with the steps. Where the constraints contradict each other they leave slacks
+    their room and let the multipliers grow into a certificate of that.
 
     Args:
         b: The problems.
         system: Factored at ``point``.
         point: Where the step starts.
         g: Residuals at ``point``.
-        complementarity: Wanted :math:`s \Delta z + z \Delta s`, ``(B, 2, rows)``.
+        complementarity: Right-hand side ``(B, 2, rows)``.
     """
-    z_over_s = end_weights(b, point)
-    weight = z_over_s.sum(1)
-    constant = torch.where(b.present, (complementarity - point.z * g.ends) / point.s, 0.0)
+    delta = ROWS * system.rho[:, None, None]
+    softened = point.s + delta * point.z
+    weights = end_weights(b, point, delta[:, 0, 0])
+    constant = torch.where(b.present, (complementarity - point.z * g.ends) / softened, 0.0)
     shift = (b.sign * constant).sum(1)
-    r_nu = torch.where(b.equal, -g.equal, torch.where(weight > 0, -shift / weight, 0.0))
-    dx, dnu = condensed.solve(b.problem, system, -g.dual, r_nu)
-    ds = torch.where(b.present, g.ends - b.sign * times(b.problem.C, dx)[:, None], 0.0)
-    dz = torch.where(b.present, (complementarity - point.z * ds) / point.s, 0.0)
-    # Rounding in a large z/s makes dz disagree with dnu, and only dnu keeps the dual residual
+    dx, dnu = condensed.solve(
+        b.problem, system, -g.dual, torch.where(b.equal, -g.equal, -shift * system.V)
+    )
+    Cdx = times(b.problem.C, dx)[:, None]
+    dz = constant + weights * b.sign * Cdx
+    # Rounding in a large weight makes dz disagree with dnu, and only dnu keeps the dual residual
     # small: the ends take up the difference in proportion to their weights.
-    missing = torch.where(b.equal | (weight <= 0), 0.0, (dnu - (b.sign * dz).sum(1)) / weight)
-    dz = dz + b.sign * z_over_s * missing[:, None]
+    missing = torch.where(b.equal, 0.0, (dnu - (b.sign * dz).sum(1)) * system.V)
+    dz = dz + b.sign * weights * missing[:, None]
+    ds = torch.where(b.present, g.ends - b.sign * Cdx + delta * dz, 0.0)
     return Point(dx, torch.where(b.equal, dnu, (b.sign * dz).sum(1)), ds, dz)
 
 
@@ -155,12 +177,13 @@ def longest_step(value: Tensor, step: Tensor) -> Tensor:
     return torch.where(step < 0, -value / step, torch.inf).amin((-2, -1))
 
 
-def cold_start(b: Barrier, regularisation: Tensor) -> Point:
+def cold_start(b: Barrier) -> Point:
     """Mehrotra's starting point: a least-squares solution, moved until slacks are positive."""
     both = b.present.all(1)
     target = torch.where(both, 0.5, 1.0) * b.ends.sum(1) + b.value
     absent = ~b.equal & ~b.present.any(1)
-    V = torch.where(b.equal, 0.0, torch.where(absent, torch.inf, 1.0))
+    V = torch.where(b.equal, START, torch.where(absent, torch.inf, 1.0))
+    regularisation = target.new_full(target.shape[:1], START)
     system = condensed.factorise(b.problem, V, regularisation)
     q = b.problem.q.expand(target.shape[0], -1)
     x, nu = condensed.solve(b.problem, system, -q, target)

@@ -7,17 +7,17 @@ from torch import Tensor
 
 from ..solution import Status
 from .active_set import ActiveSet
-
+from .interior_point import InteriorPoint
 from .kkt import Factor
-
+from .proximal_interior_point import ProximalInteriorPoint
 from .rows import Rows
-from .solver import Iterate, Outcome, QPSolver, Start
+from .solver import Outcome, Start
 
 UNSETTLED = (Status.SOLVED_INACCURATE, Status.MAX_ITERATIONS, Status.NUMERICAL_ERROR)
 
 
 @dataclass(frozen=True)
-class Automatic(QPSolver):
+class Automatic(ActiveSet):
     """Choose by device: compiled solvers on a CPU, the batched one in torch elsewhere.
 
     On a CPU that is :class:`ActiveSet`; problems that it leaves unsettled (no definite verdict, or
@@ -25,34 +25,23 @@ class Automatic(QPSolver):
     the two results counts.
     """
 
-    def iterate(self, rows: Rows, start: Start | None) -> Iterate:
-        """Iterate with the first choice."""
-        return self._make(ActiveSet).iterate(rows, start)
-
     def solve_rows(
         self, rows: Rows, start: Start | None = None, *, with_factor: bool = False
     ) -> Outcome:
         """Solve with the first choice, then again what that left open."""
-        first = ActiveSet
-        outcome = self._make(first).solve_rows(rows, start, with_factor=with_factor)
-        if not _on_cpu(rows) or not bool((outcome.status != Status.SOLVED).any()):
+        tolerances = {"eps_abs": self.eps_abs, "eps_rel": self.eps_rel}
+        if rows.q.device.type != "cpu":
+            return InteriorPoint(**tolerances).solve_rows(rows, start, with_factor=with_factor)
+        outcome = super().solve_rows(rows, start, with_factor=with_factor)
+        if not outcome.status.numpy().any():  # all SOLVED
             return outcome
-        unsettled = torch.isin(outcome.status, torch.tensor(UNSETTLED))
-        index = torch.nonzero(unsettled).reshape(-1)
-        if len(index):
-            part = rows.pick(index)
-            second = self._make(ActiveSet).solve_rows(part, with_factor=with_factor)
-            return _merge(outcome, second, index)
-        return outcome
-
-    def _make(self, kind: type[QPSolver]) -> QPSolver:
-        if kind is ActiveSet:
-            return ActiveSet(self.eps_abs, self.eps_rel, self.max_iter, self.verbose)
-        return kind(eps_abs=self.eps_abs, eps_rel=self.eps_rel, verbose=self.verbose)
-
-
-def _on_cpu(rows: Rows) -> bool:
-    return rows.q.device.type == "cpu"
+        index = torch.nonzero(torch.isin(outcome.status, torch.tensor(UNSETTLED))).reshape(-1)
+        if not len(index):
+            return outcome
+        second = ProximalInteriorPoint(**tolerances).solve_rows(
+            rows.pick(index), with_factor=with_factor
+        )
+        return _merge(outcome, second, index)
 
 
 def _merge(first: Outcome, second: Outcome, index: Tensor) -> Outcome:

@@ -8,6 +8,8 @@ from torch import Tensor
 from .rows import Rows
 
 PASSES = 8
+# Ends of this size are infinite by custom, and no use as numbers.
+INFINITE = 1e20
 
 
 @dataclass(eq=False)
@@ -26,8 +28,8 @@ class Equilibrated:
         P: :math:`\hat P`, to be multiplied by ``c``: ``(1 or B, n, n)``.
         q: ``(1 or B, n)``, multiplied by ``c``.
         C: ``(1 or B, rows, n)``.
-        lower: ``(1 or B, rows)``.
-        upper: ``(1 or B, rows)``.
+        lower: ``(1 or B, rows)``; minus infinity from -1e20 on.
+        upper: ``(1 or B, rows)``; infinity from 1e20 on.
         d: Diagonal of :math:`D`, ``(1 or B, n)``.
         e: Diagonal of :math:`E`, ``(1 or B, rows)``.
         c: ``(1 or B)``.
@@ -62,7 +64,7 @@ def equilibrate(rows: Rows) -> Equilibrated:
     batch = max(P.shape[0], C.shape[0])
     d, e = P.new_ones(batch, rows.n), P.new_ones(batch, rows.count)
     for _ in range(PASSES):
-        # Only the products with the factors are formed: P and C may be shared while d and e are not.
+        # Products with the factors, never copies: P may be shared while d and e are not.
         scaled = C * e[..., None] * d[:, None, :]
         column = (P * d[..., None] * d[:, None, :]).amax(-2)
         if rows.count:
@@ -78,8 +80,8 @@ def equilibrate(rows: Rows) -> Equilibrated:
         P=P,
         q=q * c[:, None],
         C=rows.C * e[..., None] * d[:, None, :],
-        lower=rows.lower * e,
-        upper=rows.upper * e,
+        lower=torch.where(rows.lower <= -INFINITE, -torch.inf, rows.lower * e),
+        upper=torch.where(rows.upper >= INFINITE, torch.inf, rows.upper * e),
         d=d,
         e=e,
         c=c,

@@ -23,22 +23,24 @@ from .barrier import (
 )
 from .certificates import dual_infeasible, primal_infeasible
 from .condensed import Condensed
-from .convexity import malformed
 from .equilibrate import equilibrate
 from .rows import Rows
+from .screening import contradictory, equal_ends, malformed
 from .solver import Iterate, QPSolver, Start
 
 STEPS_BETWEEN_CHECKS = 4
 # Part of the way to the boundary that a step may take.
 FRACTION = 0.99
-# Added to both blocks of the Newton system: its square must stay above the rounding errors.
+# After a shorter step, or one that made slack times multiplier larger, the next is a careful one:
+# it only halves the products, and leaves out the second-order term, which may have misled it.
+SHORT = 0.3
+CAREFUL = 0.5
+# Of the variables in the Newton system; it is raised where that is not definite in floating point.
 REGULARISATION, LARGEST_REGULARISATION = 1e-8, 1e-1
 # An element goes on beyond its tolerance, which separates active from inactive rows more clearly,
 # until it is this much better or the error no longer halves in so many steps.
 BEYOND = 1e-3
 STALLED = 3
-# Ends of a row nearer than this, relative to their size, leave no interior: an equality.
-NO_INTERIOR = 1e-12
 
 
 class CentralPoint(NamedTuple):
@@ -123,7 +125,7 @@ class InteriorPoint(QPSolver):
                 "limit as mu goes to zero, the solution itself, use solve()."
             )
         (x, nu, s, z), status, _ = self._run(rows, None, mu)
-        weight = torch.where(_equal(rows), torch.inf, (z / s).sum(1))
+        weight = torch.where(equal_ends(rows), torch.inf, (z / s).sum(1))
         failed = (status != Status.SOLVED)[:, None]
         return CentralPoint(
             torch.where(failed, torch.nan, x),
@@ -136,21 +138,21 @@ class InteriorPoint(QPSolver):
         """Iterate to the solution or, given ``mu``, to a point of the central path."""
         count, rows = rows.count, _with_idle_row(rows)
         problem = equilibrate(rows)
-        b = barrier(problem, rows.batch, _equal(rows))
+        b = barrier(problem, rows.batch, equal_ends(rows))
         goal = problem.c.expand(rows.batch) * (mu or 0.0)
         if mu is None:
             measure = progress.distance_to_solution(self.eps_abs, self.eps_rel)
         else:
             measure = progress.distance_to_path(goal)
 
-        contradictory = _contradictory(rows, self.eps_abs, self.eps_rel)
-        status = torch.where(contradictory, Status.PRIMAL_INFEASIBLE, Status.SOLVED)
+        hopeless = contradictory(rows, self.eps_abs, self.eps_rel)
+        status = torch.where(hopeless, Status.PRIMAL_INFEASIBLE, Status.SOLVED)
         status = torch.where(malformed(rows), Status.NUMERICAL_ERROR, status)
         running = status == Status.SOLVED
         iterations, since_better = torch.zeros_like(status), torch.zeros_like(status)
         regularisation = torch.full_like(goal, REGULARISATION)
 
-        point = cold_start(b, regularisation)
+        point = cold_start(b)
         best, best_error = point, torch.full_like(goal, torch.inf)
         if start is not None:
             guess, near, usable = warm_start(b, *start)
@@ -159,6 +161,7 @@ class InteriorPoint(QPSolver):
             error = measure(b, guess, gradients(b, guess))
             best_error = torch.where(usable & running, error, torch.inf)
 
+        previous, careful = point, torch.zeros_like(running)
         for iteration in range(self.max_iter + 1):
             g = gradients(b, point)
             error = measure(b, point, g)
@@ -171,10 +174,10 @@ class InteriorPoint(QPSolver):
             best_error = torch.where(better, error, best_error)
             stalled = (best_error <= 1) & (since_better >= STALLED)
             running = running & (best_error > BEYOND) & ~stalled
-            infeasible = running & primal_infeasible(b, point, g)
+            infeasible = running & primal_infeasible(b, point, point.nu - previous.nu)
             status = torch.where(infeasible, Status.PRIMAL_INFEASIBLE, status)
             running = running & ~infeasible
-            unbounded = running & dual_infeasible(b, point, g)
+            unbounded = running & dual_infeasible(b, point, point.x - previous.x)
             status = torch.where(unbounded, Status.DUAL_INFEASIBLE, status)
             running = running & ~unbounded
             if self.verbose:
@@ -186,13 +189,13 @@ class InteriorPoint(QPSolver):
                 break
 
             system = factorise(b, point, regularisation)
-            moved = _predict_and_correct(b, system, point, g, goal, rows.is_linear)
-            point = _choose(running & ~system.failed, moved, point)
+            moved, careful = _predict_and_correct(
+                b, system, point, g, goal, careful, rows.is_linear
+            )
+            previous, point = point, _choose(running & ~system.failed, moved, point)
             iterations += running
             # Not definite in floating point: stay, and try again with more regularisation.
-            regularisation = torch.where(
-                system.failed, regularisation * 100, (regularisation / 10).clamp(min=REGULARISATION)
-            )
+            regularisation = torch.where(system.failed, 100 * regularisation, regularisation)
             hopeless = running & (regularisation > LARGEST_REGULARISATION)
             status = torch.where(hopeless, Status.NUMERICAL_ERROR, status)
             running = running & ~hopeless
@@ -209,9 +212,19 @@ class InteriorPoint(QPSolver):
 
 
 def _predict_and_correct(
-    b: Barrier, system: Condensed, point: Point, g: Gradients, goal: Tensor, is_linear: bool
-) -> Point:
-    """One step of the method: aim at ``goal (B)``, look how far that gets, correct and centre."""
+    b: Barrier,
+    system: Condensed,
+    point: Point,
+    g: Gradients,
+    goal: Tensor,
+    careful: Tensor,
+    is_linear: bool,
+) -> tuple[Point, Tensor]:
+    """One step of the method: aim at ``goal (B)``, look how far that gets, correct and centre.
+
+    Returns:
+        The next point, and whether the step after this one should be careful, boolean ``(B)``.
+    """
     products = point.s * point.z
     straight = newton(b, system, point, g, goal[:, None, None] - products)
     a = torch.minimum(longest_step(point.s, straight.s), longest_step(point.z, straight.z))
@@ -220,20 +233,23 @@ def _predict_and_correct(
     reached = mean_product(b, point.s + a * straight.s, point.z + a * straight.z)
     tiny = torch.finfo(mu.dtype).tiny
     ratio = ((reached - goal).abs() / (mu - goal).abs().clamp(min=tiny)).clamp(max=1.0)
-    target = goal + ratio**3 * (mu - goal).clamp(min=0)
-    curvature = straight.s * straight.z
+    ratio = torch.where(careful, ratio.clamp(min=CAREFUL), ratio**3)
+    target = goal + ratio * (mu - goal).clamp(min=0)
+    curvature = torch.where(careful[:, None, None], 0.0, straight.s * straight.z)
     step = newton(b, system, point, g, target[:, None, None] - products - curvature)
     a_primal = (FRACTION * longest_step(point.s, step.s)).clamp(max=1.0)
     a_dual = (FRACTION * longest_step(point.z, step.z)).clamp(max=1.0)
     if not is_linear:
         # P x is part of the dual residual, so only a common step length reduces that.
         a_primal = a_dual = torch.minimum(a_primal, a_dual)
-    return Point(
+    moved = Point(
         point.x + a_primal[:, None] * step.x,
         point.nu + a_dual[:, None] * step.nu,
         point.s + a_primal[:, None, None] * step.s,
         point.z + a_dual[:, None, None] * step.z,
     )
+    grown = mean_product(b, moved.s, moved.z) > mu
+    return moved, grown | (torch.minimum(a_primal, a_dual) < SHORT)
 
 
 def _choose(mask: Tensor, new: Point, old: Point) -> Point:
@@ -254,21 +270,6 @@ def _with_idle_row(rows: Rows) -> Rows:
     end = rows.q.new_full((1, 1), torch.inf)
     C = rows.q.new_zeros(1, 1, rows.n)
     return Rows(rows.P, rows.q, C, -end, end, rows.batch, 0, 1, rows.is_linear)
-
-
-def _equal(rows: Rows) -> Tensor:
-    """Rows whose ends meet, but for rounding: ``(1 or B, rows)``."""
-    near = NO_INTERIOR * (1 + rows.lower.abs())
-    return rows.fixed | (torch.isfinite(rows.lower) & (rows.upper - rows.lower <= near))
-
-
-def _contradictory(rows: Rows, eps_abs: float, eps_rel: float) -> Tensor:
-    """Which problems have a row whose ends exclude each other: ``(1 or B)``."""
-    allowed = torch.where(
-        torch.isfinite(rows.lower), eps_abs + eps_rel * rows.lower.abs(), 0.0
-    )
-    crossed = rows.lower - rows.upper > allowed
-    return (crossed | (rows.lower == torch.inf) | (rows.upper == -torch.inf)).any(-1)
 
 
 def _log_line(iteration: int, running: Tensor, b: Barrier, point: Point, g: Gradients) -> str:

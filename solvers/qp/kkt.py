@@ -56,23 +56,24 @@ def factorise(P: Tensor, C: Tensor) -> tuple[Factor, Tensor | None]:
         or None where there are none. Their part of the factor is not of use: see :func:`augment`.
     """
     L, info = torch.linalg.cholesky_ex(P)
-    pivots = L.diagonal(dim1=-2, dim2=-1)
-    scale = P.diagonal(dim1=-2, dim2=-1)
+    pivots, scale = (t.diagonal(dim1=-2, dim2=-1) for t in (L, P))
+    if P.device.type == "cpu":  # small problems notice that a call to torch costs three to numpy
+        smallest = pivots.numpy() ** 2 - SINGULAR**2 * scale.numpy()
+        if (smallest > 0).all() and not info.numpy().any():
+            M, norm = transform(L, C)
+            return Factor(L, M, norm, L.new_zeros(1)), None
     definite = (pivots.square() > SINGULAR**2 * scale).all(-1) & (info == 0)
-    singular = None
-    if not bool(definite.all()):
-        singular = ~definite
-        L = torch.where(definite[:, None, None], L, torch.eye(P.shape[-1]).to(L))
+    L = torch.where(definite[:, None, None], L, torch.eye(P.shape[-1]).to(L))
     M, norm = transform(L, C)
-    return Factor(L, M, norm, L.new_zeros(1)), singular
+    return Factor(L, M, norm, L.new_zeros(1)), None if bool(definite.all()) else ~definite
 
 
 def transform(L: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     r"""The rows of :math:`C L^{-\top}` at unit length, and their lengths."""
     M = solve_lower(L, C.mT).mT
     norm = torch.linalg.vector_norm(M, dim=-1)
-    norm = torch.where(norm > 0, norm, 1.0)
-    return M / norm[..., None], norm
+    norm.masked_fill_(norm == 0, 1.0)
+    return M.div_(norm[..., None]), norm
 
 
 def augment(

@@ -52,6 +52,21 @@ class QuadraticProgram:
         """Check the shapes, once, where the user's names are still known."""
         self.batch_shape = check("QuadraticProgram", **self.__dict__)
 
+    @classmethod
+    def trusted(cls, *data: Tensor | None) -> "QuadraticProgram":
+        """From ``P, q, G, h, A, b, lb, ub`` that have passed the checks before."""
+        problem = object.__new__(cls)
+        P, q, G, h, A, b, lb, ub = data
+        assert q is not None
+        problem.P, problem.q, problem.G, problem.h = P, q, G, h
+        problem.A, problem.b, problem.lb, problem.ub = A, b, lb, ub
+        leading = {t.shape[:-1] for t in (q, h, b, lb, ub) if t is not None}
+        leading.update(t.shape[:-2] for t in (P, G, A) if t is not None)
+        problem.batch_shape = (
+            leading.pop() if len(leading) == 1 else torch.broadcast_shapes(*leading)
+        )
+        return problem
+
     @property
     def n(self) -> int:
         """Number of variables."""
@@ -107,9 +122,13 @@ def check(
         ValueError: If shapes or devices do not fit together.
     """
     given = {"P": P, "q": q, "G": G, "h": h, "A": A, "b": b, "lb": lb, "ub": ub}
+    device = q.device if isinstance(q, Tensor) else None
     for name, t in given.items():
         if t is None and name != "q":
             continue
+        if isinstance(t, Tensor) and t.is_floating_point() and t.device == device:
+            if t.ndim >= CORE_NDIM[name]:
+                continue
         if not isinstance(t, Tensor) or not t.is_floating_point():
             got = f"{t.dtype} tensor" if isinstance(t, Tensor) else type(t).__name__
             raise TypeError(

@@ -1,7 +1,9 @@
 r"""The form in which solvers see a quadratic program: :math:`l \le C x \le u`, one batch dimension."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,83 +73,142 @@ class Rows:
 
 def flat(t: Tensor, core: int, batch_shape: torch.Size) -> Tensor:
     """Merge the leading dimensions of ``t`` to the batch's number, or to 1 if it is shared."""
-    lead, rest = t.shape[: t.ndim - core], t.shape[t.ndim - core :]
+    lead = t.shape[: t.ndim - core]
+    if len(lead) == 1 and (lead == batch_shape or lead[0] == 1):
+        return t
+    rest = t.shape[t.ndim - core :]
     if lead.numel() == 1:
         return t.reshape(1, *rest)
     return t.expand(*batch_shape, *rest).reshape(batch_shape.numel(), *rest)
 
 
-def stack(problem: QuadraticProgram) -> Rows:
-    """Stack the constraints of a problem and flatten its batch."""
-    shape, n = problem.batch_shape, problem.n
-    q = problem.q
-    part = {
-        name: flat(t, CORE_NDIM[name], shape)
-        for name in CORE_NDIM
-        if (t := getattr(problem, name)) is not None
-    }
-    P = part.get("P")
+# Entries of the matrices stacked at a time, 4 MB: temporaries of this size stay in the outer cache,
+# and the allocator hands them out again instead of asking the system for fresh pages.
+PIECE_ENTRIES = 1 << 19
+
+
+def pieces(problem: QuadraticProgram) -> Iterator[Rows]:
+    """Stack a batch piece by piece, so that neither memory nor caches see all of it at once."""
+    batch, n = problem.batch_shape.numel(), problem.n
+    matrices = [t for t in (problem.P, problem.G, problem.A) if t is not None]
+    if problem.q.device.type != "cpu" or all(t.shape[:-2].numel() == 1 for t in matrices):
+        yield stack(problem)  # shared matrices are factored once; elsewhere, parallelism counts
+        return
+    size = n * (n + problem.m + problem.p + (0 if problem.lb is problem.ub is None else n))
+    step = max(PIECE_ENTRIES // size, 1)
+    for low in range(0, max(batch, 1), step):
+        yield stack(problem, low, min(low + step, batch))
+
+
+def stack(problem: QuadraticProgram, low: int = 0, high: int | None = None) -> Rows:
+    """Stack the constraints of a problem and flatten its batch.
+
+    Args:
+        problem: The batch of problems.
+        low: First problem, counted in the flat batch.
+        high: One past the last problem; None for all.
+    """
+    shape, n, q = problem.batch_shape, problem.n, problem.q
+    batch = shape.numel()
+    high = batch if high is None else high
+
+    def part(name: str) -> Tensor | None:
+        t = getattr(problem, name)
+        if t is None:
+            return None
+        t = flat(t, CORE_NDIM[name], shape)
+        return t if t.shape[0] != batch or high - low == batch else t[low:high]
+
+    P, A, b, G, h, lb, ub = (part(name) for name in ("P", "A", "b", "G", "h", "lb", "ub"))
+    linear_term = part("q")
+    assert linear_term is not None
     matrices, lowers, uppers = [], [], []
-    if "A" in part:
-        matrices.append(part["A"])
-        lowers.append(part["b"])
-        uppers.append(part["b"])
-    if "G" in part:
-        matrices.append(part["G"])
-        lowers.append(torch.full_like(part["h"], -torch.inf))
-        uppers.append(part["h"])
-    if "lb" in part or "ub" in part:
+    if A is not None and b is not None:
+        matrices.append(A)
+        lowers.append(b)
+        uppers.append(b)
+    if G is not None and h is not None:
+        matrices.append(G)
+        lowers.append(torch.full_like(h, -torch.inf))
+        uppers.append(h)
+    if lb is not None or ub is not None:
         matrices.append(torch.eye(n, dtype=q.dtype, device=q.device)[None])
-        lower, upper = part.get("lb"), part.get("ub")
-        if lower is None:
-            assert upper is not None
-            lower = torch.full_like(upper, -torch.inf)
-        lowers.append(lower)
-        uppers.append(torch.full_like(lower, torch.inf) if upper is None else upper)
+        lowers.append(q.new_full((1, n), -torch.inf) if lb is None else lb)
+        uppers.append(q.new_full((1, n), torch.inf) if ub is None else ub)
     return Rows(
-        q.new_zeros(1, n, n) if P is None else torch.add(P, P.mT).mul_(0.5),
-        part["q"],
+        q.new_zeros(1, n, n) if P is None else symmetric(P),
+        linear_term,
         _concatenate(matrices, q.new_zeros(1, 0, n)),
         _concatenate(lowers, q.new_zeros(1, 0)),
         _concatenate(uppers, q.new_zeros(1, 0)),
-        shape.numel(),
+        high - low,
         problem.p,
         problem.m,
         P is None,
     )
 
 
+def symmetric(P: Tensor) -> Tensor:
+    """The symmetric part; ``P`` itself where it is symmetric, for a copy costs as much as a solve.
+
+    On a CPU the question is put to one vector with unrelated entries: its products with ``P`` and
+    with the transpose differ unless the two matrices are the same to rounding.
+    """
+    if P.device.type == "cpu" and P.dtype == torch.float64:
+        matrix = P.numpy()
+        probe = np.modf(np.arange(1.0, P.shape[-1] + 1) * 0.6180339887498949)[0] + 0.5
+        left, right = matrix @ probe, matrix.mT @ probe
+        with np.errstate(invalid="ignore"):
+            if (abs(left - right) <= 1e-12 * abs(left).max(initial=0.0)).all():
+                return P
+    return torch.add(P, P.mT).mul_(0.5)
+
+
 def _concatenate(parts: list[Tensor], empty: Tensor) -> Tensor:
     """Stack the rows of parts whose batch is 1 or B."""
     if len(parts) < 2:
         return parts[0] if parts else empty
-    batch = max(part.shape[0] for part in parts) if min(p.shape[0] for p in parts) else 0
-    return torch.cat([part.expand(batch, *part.shape[1:]) for part in parts], 1)
+    sizes = {part.shape[0] for part in parts}
+    if len(sizes) > 1:
+        batch = next(size for size in sizes if size != 1)
+        parts = [part.expand(batch, *part.shape[1:]) for part in parts]
+    return torch.cat(parts, 1)
 
 
-def unstack(multipliers: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+def unstack(multipliers: Tensor, like: Rows | QuadraticProgram) -> tuple[Tensor, Tensor, Tensor]:
     """Split ``(*, rows)`` into equalities, inequalities and bounds."""
-    p, m = rows.p, rows.m
+    p, m = like.p, like.m
     return multipliers[..., :p], multipliers[..., p : p + m], multipliers[..., p + m :]
 
 
-def start_of(warm_start: Solution | None, rows: Rows) -> tuple[Tensor, Tensor] | None:
-    """The flat ``x`` and multipliers of an earlier solution, or None if it does not fit.
+def inequalities(t: Tensor, rows: Rows) -> Tensor:
+    """The part of ``(*, rows)`` that belongs to the inequalities."""
+    return t[..., rows.p : rows.p + rows.m]
+
+
+def start_of(
+    warm_start: Solution | None, problem: QuadraticProgram
+) -> tuple[Tensor, Tensor] | None:
+    """The flat ``x`` and multipliers of an earlier solution.
 
     Failed elements of the earlier solution hold NaN, which says "no guess" to every solver.
+
+    Raises:
+        ValueError: If the earlier problem had other sizes.
     """
     if warm_start is None:
         return None
-    x, parts = warm_start.x, [warm_start.y, warm_start.z, warm_start.z_box]
-    multipliers = [part.detach() for part in parts if part is not None and part.shape[-1]]
-    nu = torch.cat(multipliers, -1) if multipliers else x.new_zeros(*x.shape[:-1], 0)
-    if x.shape[-1] != rows.n or nu.shape[-1] != rows.count or x.shape[:-1].numel() != rows.batch:
+    parts = [t for t in (warm_start.y, warm_start.z, warm_start.z_box) if t is not None]
+    n, boxes = problem.n, 0 if problem.lb is problem.ub is None else problem.n
+    wanted = (problem.batch_shape, n, (problem.p, problem.m, boxes))
+    x = warm_start.x
+    given = (x.shape[:-1], x.shape[-1], tuple(t.shape[-1] for t in parts))
+    if given != wanted:
         raise ValueError(
-            f"warm_start: expected a Solution of a problem with the same sizes ({rows.n} variables, "
-            f"{rows.count} multipliers, {rows.batch} problems); got {x.shape[-1]}, {nu.shape[-1]} "
-            f"and {x.shape[:-1].numel()}. Leave warm_start out where the problem changes shape."
+            "warm_start: expected a Solution of a problem of the same batch shape, number of "
+            f"variables and numbers of equalities, inequalities and bounds, {wanted}; got {given}. "
+            "Leave warm_start out where the problem changes size."
         )
-    return (
-        x.detach().reshape(rows.batch, rows.n).to(rows.q),
-        nu.reshape(rows.batch, rows.count).to(rows.q),
-    )
+    nu = torch.cat(parts, -1)
+    q, batch = problem.q, problem.batch_shape.numel()
+    return x.detach().reshape(batch, n).to(q), nu.detach().reshape(batch, nu.shape[-1]).to(q)

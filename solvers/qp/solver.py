@@ -1,7 +1,7 @@
 """What all QP solvers share: the entry point, polishing on the active rows, and the verdict."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from ..solution import Solution, Status
 from . import kkt
 from .judge import judge
 from .quadratic_program import QuadraticProgram
-from .rows import Rows, stack, start_of, unstack
+from .rows import Rows, inequalities, pieces, start_of, unstack
 
 Start = tuple[Tensor, Tensor]
 
@@ -45,27 +45,28 @@ class Outcome:
     Attributes:
         x: ``(B, n)``.
         nu: Multipliers ``(B, rows)``.
-        Cx: Values of the rows ``(B, rows)``.
+        s: Slacks of the inequalities ``(B, m)``.
         objective: ``(B)``.
         status: Integer ``(B)``.
         iterations: Integer ``(B)``.
         primal: Largest violation ``(B)``.
         dual: Largest entry of the Lagrangian's gradient ``(B)``.
         gap: Absolute duality gap ``(B)``.
-        active: Boolean ``(B, rows)``.
+        side: ``(B, rows)``, 8-bit integers: 0 inactive, 1 active at the upper end or an equality,
+            -1 active at the lower end.
         factor: Of the KKT system; None if nobody asked for it.
     """
 
     x: Tensor
     nu: Tensor
-    Cx: Tensor
+    s: Tensor
     objective: Tensor
     status: Tensor
     iterations: Tensor
     primal: Tensor
     dual: Tensor
     gap: Tensor
-    active: Tensor
+    side: Tensor
     factor: kkt.Factor | None
 
 
@@ -98,8 +99,29 @@ class QPSolver(ABC):
             A solution with tensors of the problem's dtype. Elements whose ``status`` is beyond
             SOLVED_INACCURATE hold the best iterate or NaN: look at the status before the values.
         """
-        rows = stack(problem.to(torch.float64))
-        return unflatten(self.solve_rows(rows, start_of(warm_start, rows)), rows, problem)
+        double = problem.to(torch.float64)
+        return unflatten(self.run(double, start_of(warm_start, double)), problem)
+
+    def run(
+        self, problem: QuadraticProgram, start: Start | None = None, *, with_factor: bool = False
+    ) -> Outcome:
+        """Solve in flat form, in pieces that suit a CPU's cache.
+
+        Args:
+            problem: In float64.
+            start: Flat guess of ``x`` and all multipliers.
+            with_factor: Whether derivatives will be asked for.
+        """
+        outcomes, low = [], 0
+        for rows in pieces(problem):
+            part = slice(low, low + rows.batch)
+            guess = None if start is None else (start[0][part], start[1][part])
+            outcomes.append(self.solve_rows(rows, guess, with_factor=with_factor))
+            low += rows.batch
+        outcome = join(outcomes)
+        if self.verbose:
+            print(table(type(self).__name__, outcome))
+        return outcome
 
     @abstractmethod
     def iterate(self, rows: Rows, start: Start | None) -> Iterate:
@@ -110,10 +132,7 @@ class QPSolver(ABC):
     ) -> Outcome:
         """Run the method on the flat form, polish where that is due, and judge."""
         found = self.iterate(rows, start)
-        outcome = assess(rows, found, self.eps_abs, self.eps_rel, with_factor=with_factor)
-        if self.verbose:
-            print(table(type(self).__name__, outcome))
-        return outcome
+        return assess(rows, found, self.eps_abs, self.eps_rel, with_factor=with_factor)
 
 
 def assess(
@@ -136,19 +155,41 @@ def assess(
     return Outcome(
         x,
         nu,
-        verdict.Cx,
+        inequalities(rows.upper - verdict.Cx, rows),
         verdict.objective,
         verdict.status(found.status),
         found.iterations,
         verdict.primal,
         verdict.dual,
         verdict.gap,
-        active,
+        torch.where(nu < 0, -1, 1).mul_(active).to(torch.int8),
         factor if with_factor else None,
     )
 
 
-def unflatten(outcome: Outcome, rows: Rows, problem: QuadraticProgram) -> Solution:
+def join(outcomes: list[Outcome]) -> Outcome:
+    """Put the pieces of a batch together."""
+    if len(outcomes) == 1:
+        return outcomes[0]
+    values = {
+        field.name: torch.cat([getattr(outcome, field.name) for outcome in outcomes])
+        for field in fields(Outcome)
+        if field.name != "factor"
+    }
+    factors = [outcome.factor for outcome in outcomes if outcome.factor is not None]
+    factor = None
+    if factors:
+        batches = [outcome.status.shape[0] for outcome in outcomes]
+
+        def stacked(parts: tuple[Tensor, ...]) -> Tensor:
+            whole = zip(parts, batches, strict=True)
+            return torch.cat([t.expand(batch, *t.shape[1:]) for t, batch in whole])
+
+        factor = kkt.Factor(*map(stacked, zip(*factors, strict=True)))
+    return Outcome(**values, factor=factor)
+
+
+def unflatten(outcome: Outcome, problem: QuadraticProgram) -> Solution:
     """Give a flat outcome the names, batch shape and dtype of the problem."""
     dtype, shape = problem.q.dtype, problem.batch_shape
 
@@ -158,8 +199,7 @@ def unflatten(outcome: Outcome, rows: Rows, problem: QuadraticProgram) -> Soluti
     def scalar(t: Tensor) -> Tensor:
         return (t.to(dtype) if t.is_floating_point() else t).reshape(shape)
 
-    y, z, z_box = unstack(outcome.nu, rows)
-    slack = (rows.upper - outcome.Cx)[:, rows.p : rows.p + rows.m]
+    y, z, z_box = unstack(outcome.nu, problem)
     return Solution(
         vector(outcome.x),
         scalar(outcome.status),
@@ -167,7 +207,7 @@ def unflatten(outcome: Outcome, rows: Rows, problem: QuadraticProgram) -> Soluti
         vector(y),
         vector(z),
         vector(z_box),
-        vector(slack),
+        vector(outcome.s),
         scalar(outcome.objective),
         scalar(outcome.primal),
         scalar(outcome.dual),

@@ -1,4 +1,4 @@
-r"""Whether problems are fit to be solved: finite data, convex objective."""
+r"""What can be said of problems before they are solved: malformed, contradictory, equal ends."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,8 @@ from .rows import Rows
 
 # Eigenvalues above this, after scaling the diagonal of P to one, count as rounding errors of zero.
 NEGATIVE = -1e-10
+# Ends of a row nearer than this, relative to their size, leave no interior: an equality.
+NO_INTERIOR = 1e-12
 
 
 def malformed(rows: Rows) -> Tensor:
@@ -28,7 +30,7 @@ def malformed(rows: Rows) -> Tensor:
 
 
 def nonconvex(P: Tensor) -> Tensor:
-    r"""Which ``P`` have a negative eigenvalue beyond rounding, by one shifted Cholesky factorisation.
+    r"""Which ``P`` have a negative eigenvalue beyond rounding: one shifted Cholesky says it.
 
     Args:
         P: Symmetric ``(B, n, n)``.
@@ -45,4 +47,23 @@ def nonconvex(P: Tensor) -> Tensor:
     unit = P * scale[..., None] * scale[:, None, :]
     shifted = unit + torch.eye(P.shape[-1], dtype=P.dtype, device=P.device) * -NEGATIVE
     _, info = torch.linalg.cholesky_ex(shifted)
-    return negative | (info != 0)
+    indefinite: Tensor = info != 0
+    return negative | indefinite
+
+
+def equal_ends(rows: Rows) -> Tensor:
+    """Rows whose ends meet, but for rounding: boolean ``(1 or B, rows)``."""
+    near = NO_INTERIOR * (1 + rows.lower.abs())
+    return rows.fixed | (torch.isfinite(rows.lower) & (rows.upper - rows.lower <= near))
+
+
+def contradictory(rows: Rows, eps_abs: float, eps_rel: float) -> Tensor:
+    """Which problems have a row whose ends exclude each other by more than the tolerance.
+
+    Returns:
+        Boolean ``(B)``.
+    """
+    size = torch.where(torch.isfinite(rows.lower), rows.lower.abs(), 0.0)
+    crossed = rows.lower - rows.upper > eps_abs + eps_rel * size
+    crossed = crossed | (rows.lower == torch.inf) | (rows.upper == -torch.inf)
+    return crossed.any(-1).expand(rows.batch)

@@ -1,0 +1,127 @@
+"""The implicit function under ``torch.compile``: an opaque operator and a function without ``jvp``.
+
+The compiler cannot trace solvers, so one operator stands for all of them; and it refuses autograd
+functions that define ``jvp``, so a twin without it takes over. What it compiles silently wrong
+(forward mode loses its tangents, and ``torch.func`` transforms differentiate a custom function's
+forward instead of calling its backward) raises here instead.
+"""
+
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+
+if TYPE_CHECKING:
+    from .function import ImplicitProblem
+
+T = TypeVar("T")
+NO_TRANSFORM = (
+    "torch.compile of a layer allows neither torch.func transforms nor forward mode, because torch "
+    "would lose the layer's derivatives in silence; got one of them around a layer that is being "
+    "compiled. Use backward on the compiled function, or leave the transformed one uncompiled."
+)
+
+
+def solve_compiled(problem: "ImplicitProblem", *inputs: Tensor | None) -> tuple[Tensor, ...]:
+    """What :func:`optlayers.implicit.solve_implicitly` does while the compiler traces it.
+
+    Raises:
+        NotImplementedError: If the layer is differentiated in forward mode or by ``torch.func``.
+    """
+    if _transformed():
+        raise NotImplementedError(NO_TRANSFORM)
+    key = _key(_spell(problem))
+    outputs: tuple[Tensor, ...] = _Compiled.apply(key, problem, *inputs)  # type: ignore[no-untyped-call]
+    return outputs
+
+
+class _Compiled(torch.autograd.Function):
+    """The twin of :class:`optlayers.implicit.function.Implicit`."""
+
+    @staticmethod
+    def forward(ctx: Any, key: str, problem: "ImplicitProblem", *inputs: Tensor | None) -> Any:
+        outputs = torch.ops.optlayers.solve(list(inputs), key)
+        ctx.problem = problem
+        ctx.split = len(inputs)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*outputs[problem.differentiable :])
+        ctx.save_for_backward(*inputs, *outputs)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        inputs, outputs = ctx.saved_tensors[: ctx.split], ctx.saved_tensors[ctx.split :]
+        pulled = ctx.problem.vjp(inputs, outputs, cotangents, ctx.needs_input_grad[2:])
+        return None, None, *pulled
+
+
+_problems: dict[str, "ImplicitProblem"] = {}
+_library = torch.library.Library("optlayers", "FRAGMENT")
+_library.define("solve(Tensor?[] inputs, str key) -> Tensor[]")
+
+
+def _while_tracing(function: Callable[..., T]) -> Callable[..., T]:
+    """What torch.compiler.assume_constant_result does, which would import the whole compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def _spell(value: Any) -> Any:
+    """A dataclass as nested tuples: the compiler hands on no object that it made while tracing."""
+    if is_dataclass(value) and not isinstance(value, type):
+        cls = type(value)
+        return cls, *[_spell(getattr(value, name)) for name in cls.__dataclass_fields__]
+    return value
+
+
+def _unspell(value: Any) -> Any:
+    if isinstance(value, tuple) and value and isinstance(value[0], type):
+        return value[0](*[_unspell(part) for part in value[1:]])
+    return value
+
+
+@_while_tracing
+def _key(spelling: Any) -> str:
+    """A name for a problem, as operators take no Python objects.
+
+    It says all about the problem, since compiled graphs are cached on disk by what they contain.
+    """
+    problem = _unspell(spelling)
+    key = repr(problem)
+    while _problems.setdefault(key, problem) != problem:
+        key += "'"
+    return key
+
+
+@_while_tracing
+def _transformed() -> bool:
+    return forward_ad._current_level >= 0 or peek_interpreter_stack() is not None
+
+
+def _solve_opaquely(inputs: list[Tensor | None], key: str) -> list[Tensor]:
+    # An operator may not return one of its inputs, nor two views of one tensor.
+    return [t.clone() for t in _problems[key].solve(*inputs)]
+
+
+def _solve_untransformed(inputs: list[Tensor | None], key: str) -> list[Tensor]:
+    """Refuse dual numbers: a graph compiled without gradients would run on them in silence."""
+    if forward_ad._current_level >= 0:
+        for t in inputs:
+            if t is not None and forward_ad.unpack_dual(t).tangent is not None:
+                raise NotImplementedError(NO_TRANSFORM)
+    with torch._C._AutoDispatchBelowAutograd():
+        outputs: list[Tensor] = torch.ops.optlayers.solve(inputs, key)
+    return outputs
+
+
+_library.impl("solve", _solve_opaquely, "CompositeExplicitAutograd")
+_library.impl("solve", _solve_untransformed, "Autograd")
+
+
+@torch.library.register_fake("optlayers::solve", lib=_library)  # type: ignore[untyped-decorator]
+def _solve_fake(inputs: list[Tensor | None], key: str) -> list[Tensor]:
+    return list(_problems[key].fake(*inputs))

@@ -1,0 +1,119 @@
+"""What a check reports, and how checks are run."""
+
+import fnmatch
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.utils import _pytree as pytree
+
+EXACT = 1e-10
+# One thing to compare: what it is, and a function that returns what there is and what should be.
+Comparison = tuple[str, Callable[[], tuple[Any, Any]]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a report.
+
+    Attributes:
+        name: What was checked.
+        outcome: ``"passed"``, ``"raised"`` (and that is right here) or ``"failed"``.
+        error: Largest error, relative to the largest entry or 1; None if there is no number.
+        tolerance: What is allowed.
+        message: Where the error is largest, or what was raised.
+    """
+
+    name: str
+    outcome: str
+    error: float | None = None
+    tolerance: float = 0.0
+    message: str = ""
+
+    def __str__(self) -> str:
+        """One line of the table."""
+        figure = "" if self.error is None else f"{self.error:.1e} (<= {self.tolerance:.0e})"
+        shown = self.message if self.outcome != "passed" else ""
+        return f"{self.name:34s} {self.outcome:7s} {figure:20s} {shown}".rstrip()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`check_layer` found; prints as a table."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that failed."""
+        return tuple(check for check in self.checks if check.outcome == "failed")
+
+    def __str__(self) -> str:
+        """All lines and a count."""
+        lines = [str(check) for check in self.checks]
+        lines.append(f"{len(self.checks) - len(self.failures)} of {len(self.checks)} hold")
+        return "\n".join(lines)
+
+
+@dataclass
+class Runner:
+    """Runs checks one by one and keeps what came of them."""
+
+    raises: tuple[str, ...]
+    skip: tuple[str, ...]
+    checks: list[Check] = field(default_factory=list)
+
+    def __call__(
+        self,
+        name: str,
+        comparisons: Iterable[Comparison],
+        tol: float = 0.0,
+        *,
+        or_raise: bool = False,
+    ) -> None:
+        """Take the worst of some comparisons; ``or_raise`` if raising is as good as being right."""
+        if any(fnmatch.fnmatchcase(name, glob) for glob in self.skip):
+            return
+        must_raise = any(fnmatch.fnmatchcase(name, glob) for glob in self.raises)
+        worst, at, raised = 0.0, "", ""
+        for label, compare in comparisons:
+            try:
+                error = difference(*compare())
+            except Exception as problem:  # noqa: BLE001 - whatever a layer raises goes into the report
+                first_line = (str(problem).strip().splitlines() or [""])[0]
+                raised = raised or f"{label}: {type(problem).__name__}: {first_line}".lstrip(": ")
+                if must_raise or or_raise:
+                    continue
+                break
+            if must_raise:
+                worst, at = error, label
+                break
+            if not error <= worst:  # also NaN
+                worst, at = error, label
+        if must_raise:
+            right = raised and not at and worst == 0.0
+            outcome, message = ("raised", raised) if right else ("failed", "expected to raise")
+        elif raised and not or_raise:
+            outcome, message = "failed", raised
+        elif not worst <= tol:
+            outcome, message = "failed", at
+        else:
+            outcome, message = ("raised", raised) if raised else ("passed", "")
+        figure = None if raised else worst
+        self.checks.append(Check(name, outcome, figure, tol, message))
+
+
+def difference(got: Any, want: Any) -> float:
+    """Largest difference of two nests of tensors, relative to the largest entry or 1."""
+    left, right = pytree.tree_leaves(got), pytree.tree_leaves(want)
+    worst = 0.0
+    for a, b in zip(left, right, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            raise TypeError(
+                f"expected {b.dtype} of shape {tuple(b.shape)}, got {a.dtype} of {tuple(a.shape)}"
+            )
+        if a.numel():
+            a, b = a.detach().double(), b.detach().double()
+            error = ((a - b).abs().max() / b.abs().max().clamp_min(1.0)).item()
+            worst = error if not error <= worst else worst
+    return worst

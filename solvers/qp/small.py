@@ -1,0 +1,121 @@
+r"""A small problem, or a few: everything in numpy, because calls cost more than arithmetic.
+
+With five variables the compiled solver takes a microsecond, a call to numpy half of one and a call to
+torch two. So a handful of small, well-scaled, strictly convex problems goes straight to the compiled
+solver as it is, and derivatives invert the KKT matrix itself. Whatever is not plain (bad scaling, a
+failure, a residual that is not tiny, a matrix that is nearly singular) is left to the methods that
+can deal with it: both functions here then return None.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import _daqp
+from .judge import measure
+from .quadratic_program import QuadraticProgram
+from .rows import flat
+from .solver import Outcome
+
+Floats = NDArray[np.float64]
+
+# Largest side of the KKT matrix, and largest number of entries of all of them together.
+SIDE, ENTRIES = 60, 40_000
+# The compiled solver drops tiny rows, and takes large Hessians for rows that are tiny.
+SMALLEST, LARGEST = 1e-2, 1e2
+# Condition number from which the inverse is not trusted.
+CONDITION = 1e11
+
+
+def is_small(batch: int, side: int) -> bool:
+    """Whether this file should be tried at all."""
+    return 0 < batch and side <= SIDE and batch * side * side <= ENTRIES
+
+
+@np.errstate(all="ignore")
+def solve(
+    problem: QuadraticProgram, eps_abs: float, eps_rel: float, max_iter: int
+) -> Outcome | None:
+    """Solve plain problems; None sends the batch elsewhere."""
+    shape, n, p, m = problem.batch_shape, problem.n, problem.p, problem.m
+    batch = shape.numel()
+    boxed = problem.lb is not None or problem.ub is not None
+    count = p + m + (n if boxed else 0)
+    if problem.P is None or problem.q.device.type != "cpu" or not is_small(batch, n + count):
+        return None
+
+    def array(t: Tensor | None, core: int) -> Any:
+        return None if t is None else flat(t, core, shape).numpy()
+
+    P, q = array(problem.P, 2), array(problem.q, 1)
+    G, h, A, b = (
+        array(problem.G, 2), array(problem.h, 1), array(problem.A, 2), array(problem.b, 1)
+    )  # fmt: skip
+    lb, ub = array(problem.lb, 1), array(problem.ub, 1)
+    P = 0.5 * (P + P.mT)
+    C = np.empty((batch, count, n))
+    upper = np.empty((batch, count))
+    lower = np.empty((batch, count))
+    if p:
+        C[:, :p], upper[:, :p], lower[:, :p] = A, b, b
+    if m:
+        C[:, p : p + m], upper[:, p : p + m], lower[:, p : p + m] = G, h, -np.inf
+    if boxed:
+        C[:, p + m :] = np.eye(n)
+        upper[:, p + m :] = np.inf if ub is None else ub
+        lower[:, p + m :] = -np.inf if lb is None else lb
+    size = abs(C).max(-1)
+    if count and not (SMALLEST < size.min() and size.max() < LARGEST):
+        return None
+    if not SMALLEST < abs(P).max() < LARGEST:
+        return None
+    fixed = lower == upper
+    sense = np.where(fixed, np.int32(5), np.int32(0))
+    if P.shape[0] != batch or q.shape[0] != batch:
+        P = np.broadcast_to(P, (batch, n, n)).copy() if P.shape[0] != batch else P
+        q = np.broadcast_to(q, (batch, n)).copy() if q.shape[0] != batch else q
+    found = _daqp.solve_each(P, np.ascontiguousarray(q), C, upper, lower, sense, max_iter)
+    if found is None:
+        return None
+    x, nu, iterations = found
+    Cx, objective, primal, dual, gap, error = measure(
+        np, P, q, C, lower, upper, x, nu, eps_abs, eps_rel
+    )
+    if not (error <= 1.0).all():
+        return None
+    side = (fixed & (nu == 0)) + np.sign(nu).astype(np.int8)
+    slack = upper[:, p : p + m] - Cx[:, p : p + m]
+    status = np.zeros(batch, np.int64)
+    arrays = (x, nu, slack, objective, status, iterations, primal, dual, gap, side)
+    return Outcome(*map(torch.from_numpy, arrays), factor=None)
+
+
+def invert(P: Any, C: Any, active: Any) -> Floats | None:
+    r"""Inverses of the KKT matrices, with an identity for the rows that are not active.
+
+    Args:
+        P: Symmetric ``(1 or B, n, n)``.
+        C: ``(1 or B, rows, n)``.
+        active: Boolean ``(B, rows)``.
+
+    Returns:
+        ``(B, n + rows, n + rows)``, or None if one of them is not safely regular.
+    """
+    batch, count = active.shape
+    n = P.shape[-1]
+    K = np.zeros((batch, n + count, n + count))
+    K[:, :n, :n] = P
+    Ca = C * active[..., None]
+    K[:, n:, :n] = Ca
+    K[:, :n, n:] = Ca.mT
+    diagonal = np.arange(n, n + count)
+    K[:, diagonal, diagonal] = ~active
+    try:
+        inverse = np.linalg.inv(K)
+    except np.linalg.LinAlgError:
+        return None
+    condition = abs(K).sum(-1).max(-1) * abs(inverse).sum(-1).max(-1)
+    return inverse if (condition < CONDITION).all() else None
