@@ -7,7 +7,6 @@ library's defaults unless a comment says why not.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any, ClassVar
 
 import torch
@@ -43,11 +42,6 @@ class Layer(ABC):
     @abstractmethod
     def answer(self, output: Any) -> tuple[Tensor, Tensor, Tensor]:
         """``x, y, z`` in what ``solve`` returned, with Px + q + A'y + G'z = 0."""
-
-    @classmethod
-    def versions(cls) -> dict[str, str]:
-        """Versions of the packages."""
-        return {package: version(package) for package in cls.packages}
 
 
 class Ours(Layer):

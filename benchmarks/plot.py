@@ -56,8 +56,12 @@ def draw(found: dict[str, Any], path: Path = PICTURE) -> None:
         panel.grid(alpha=0.3, linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("forward + backward, ms")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    # A library may be missing from a panel, so each is taken from the first that has it.
+    lines = {line.get_label(): line for panel in panels[0][::-1] for line in panel.get_lines()}
+    lines = {name: lines[name] for name in STYLE if name in lines}
+    figure.legend(
+        lines.values(), lines, loc="outside upper center", ncols=len(lines), frameon=False
+    )
     figure.set_layout_engine("constrained")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -19,7 +19,8 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "auto_examples/GALLERY_HEADER.rst"]
+# The table is included by benchmarks.md.
+exclude_patterns = ["_build", "auto_examples/GALLERY_HEADER.rst", "benchmarks_table.md"]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 

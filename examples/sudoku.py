@@ -18,7 +18,7 @@ import time
 
 import matplotlib.pyplot as plt
 import torch
-from torch.nn import functional as F
+from torch.nn.functional import mse_loss, one_hot
 from tqdm import tqdm
 
 import optlayers as ol
@@ -60,8 +60,8 @@ print(f"{len(grids)} grids: {len(train_grids)} to learn from, {len(test_grids)} 
 # three zeros; those of an empty cell are all zero.
 
 
-def one_hot(cells):
-    return F.one_hot(cells, 5)[..., 1:].flatten(-2).to(torch.get_default_dtype())
+def encode(cells):
+    return one_hot(cells, 5)[..., 1:].flatten(-2).to(torch.get_default_dtype())
 
 
 def draw_puzzles(from_grids, count):
@@ -73,7 +73,7 @@ def draw_puzzles(from_grids, count):
         rank = torch.rand(len(ambiguous), 16).argsort(-1).argsort(-1)
         shown = torch.where(rank < givens[ambiguous], solutions[ambiguous], 0)
         puzzles[ambiguous] = shown
-        matches = one_hot(shown) @ one_hot(grids).T
+        matches = encode(shown) @ encode(grids).T
         fitting_grids = (matches == givens[ambiguous]).sum(-1)
         ambiguous = ambiguous[fitting_grids > 1]
     return puzzles, solutions
@@ -101,7 +101,7 @@ layer = ol.QPLayer(64, equalities=40, nonnegative=True, learn_P=False, eps=0.1)
 
 
 def answer(puzzles):
-    return layer(-one_hot(puzzles))
+    return layer(-encode(puzzles))
 
 
 # %%
@@ -127,7 +127,7 @@ start = time.perf_counter()
 with tqdm(total=EPOCHS * batches, unit="batch", mininterval=0.5, disable=SMALL) as bar:
     for epoch in range(1, EPOCHS + 1):
         for index in torch.randperm(TRAIN).split(BATCH):
-            loss = F.mse_loss(answer(train_puzzles[index]), one_hot(train_solutions[index]))
+            loss = mse_loss(answer(train_puzzles[index]), encode(train_solutions[index]))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -137,7 +137,7 @@ with tqdm(total=EPOCHS * batches, unit="batch", mininterval=0.5, disable=SMALL) 
 
         with torch.no_grad():
             x = answer(test_puzzles)
-        test_losses.append(F.mse_loss(x, one_hot(test_solutions)).item())
+        test_losses.append(mse_loss(x, encode(test_solutions)).item())
         solved = (digits_of(x) == test_solutions).all(-1)
         shares.append(solved.float().mean().item())
         bar.write(
@@ -159,20 +159,20 @@ hardest = torch.argsort(20 * solved + (test_puzzles > 0).sum(-1), stable=True)[:
 def draw_curves(loss_axes, share_axes):
     by_batch = torch.arange(1, len(train_losses) + 1) / batches
     by_epoch = range(1, EPOCHS + 1)
-    loss_axes.semilogy(by_batch, train_losses, color="0.7", linewidth=0.8, label="train, each batch")
+    loss_axes.semilogy(by_batch, train_losses, color="0.7", linewidth=0.8, label="train (batches)")
     loss_axes.semilogy(by_epoch, test_losses, "o-", color="tab:blue", label="test")
     loss_axes.set(title="Mean squared error")
     loss_axes.legend(frameon=False)
-    share_axes.plot([0, *by_epoch], [0, *(100 * s for s in shares)], "o-", color="tab:blue")
+    share_axes.plot(by_epoch, [100 * share for share in shares], "o-", color="tab:blue")
     share_axes.set(title="Wholly solved test puzzles, %", xlabel="epoch", ylim=(-4, 108))
-    share_axes.annotate(f"{shares[-1]:.1%}", (EPOCHS, 100 * shares[-1]), (0, -18),
-                        textcoords="offset points", ha="center")  # fmt: skip
     for axes in (loss_axes, share_axes):
         axes.set_xticks(range(EPOCHS + 1))
         axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_puzzle(axes, puzzle, answer, solution):
+    for row, column in zip(*torch.where(puzzle.reshape(4, 4) > 0), strict=True):
+        axes.add_patch(plt.Rectangle((column, row), 1, 1, color="0.92"))
     for line in range(5):
         width = 2.0 if line % 2 == 0 else 0.6
         axes.plot([0, 4], [line, line], color="black", linewidth=width, solid_capstyle="projecting")
@@ -193,6 +193,7 @@ def draw_puzzle(axes, puzzle, answer, solution):
 figure = plt.figure(figsize=(11, 5), layout="constrained")
 left, right = figure.subfigures(1, 2, width_ratios=(4, 6), wspace=0.05)
 draw_curves(*left.subplots(2, 1, sharex=True))
+right.suptitle("Test puzzles: givens bold, answers blue, mistakes red")
 for axes, i in zip(right.subplots(2, 3).flat, hardest, strict=True):
     draw_puzzle(axes, test_puzzles[i], answers[i], test_solutions[i])
 figure.savefig(PICTURE, dpi=150)

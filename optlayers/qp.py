@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from solvers.qp.choose import Automatic
-from solvers.qp.quadratic_program import CORE_NDIM, QuadraticProgram, check
+from solvers.qp.quadratic_program import (
+    CORE_NDIM,
+    QuadraticProgram,
+    broadcast_shapes,
+    check,
+)
 from solvers.qp.kkt import Factor
 from solvers.qp.rows import flat, unstack
 from solvers.qp.solver import Outcome, QPSolver, unflatten
@@ -168,7 +173,7 @@ class SolvedProgram(KKTConditions):
         """Shapes of the outputs when no factor is kept."""
         _, q, G, _, A, _, lb, ub = inputs[:8]
         assert q is not None
-        shape = torch.broadcast_shapes(
+        shape = broadcast_shapes(
             *(t.shape[: t.ndim - c] for t, c in zip(inputs, DATA_NDIM, strict=False) if t is not None)
         )
         n, p, m = q.shape[-1], 0 if A is None else A.shape[-2], 0 if G is None else G.shape[-2]

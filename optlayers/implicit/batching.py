@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -51,7 +53,8 @@ def outer(a: Any, b: Any, c: Any, d: Any, batch: Sequence[int]) -> Any:
         a, b, c, d = (t.reshape(-1, t.shape[-1]) for t in (a, b, c, d))
         product = a.mT @ b + c.mT @ d
         return product.reshape(*batch, *product.shape)
-    product = a[..., :, None] * b[..., None, :] + c[..., :, None] * d[..., None, :]
+    xp = torch if isinstance(a, Tensor) else np
+    product = xp.stack([a, c], -1) @ xp.stack([b, d], -2)  # one pass over the result
     return sum_to(product, (*batch, *product.shape[-2:]))
 
 

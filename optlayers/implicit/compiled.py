@@ -43,8 +43,11 @@ class _Compiled(torch.autograd.Function):
     """The twin of :class:`optlayers.implicit.function.Implicit`."""
 
     @staticmethod
-    def forward(ctx: Any, key: str, problem: "ImplicitProblem", *inputs: Tensor | None) -> Any:
-        outputs = torch.ops.optlayers.solve(list(inputs), key)
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        # Dynamo drops ctx where it takes as many arguments as a signature has names, ctx and the
+        # starred one included; with one name besides ctx there are always more.
+        key, problem, *inputs = arguments
+        outputs = torch.ops.optlayers.solve(inputs, key)
         ctx.problem = problem
         ctx.split = len(inputs)
         ctx.set_materialize_grads(False)

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from solvers.qp import kkt, small
-from solvers.qp.quadratic_program import CORE_NDIM
-from solvers.qp.rows import flat
+from solvers.qp.quadratic_program import CORE_NDIM, broadcast_shapes
+from solvers.qp.rows import flat, symmetric
 
 from .batching import batch_first, outer, sum_to
 from .function import Tensors, solve_implicitly
@@ -106,48 +106,60 @@ class KKTConditions:
         needed: Sequence[bool],
         system: System,
     ) -> list[Tensor | None] | None:
-        """The same in numpy, for small problems on a CPU whose gradients nobody differentiates."""
-        x, side = outputs[0], system.side
-        n, batch_shape = x.shape[-1], x.shape[:-1]
-        batch, count = batch_shape.numel(), side.shape[-1]
-        if system.L is not None or x.device.type != "cpu" or not small.is_small(batch, n + count):
-            return None
-        data = [None if t is None else t.numpy() for t in inputs[:8]]
-        P, _, G, _, A = data[:5]
-        p = 0 if A is None else A.shape[-2]
-        m = 0 if G is None else G.shape[-2]
-        C = np.zeros((*batch_shape, count, n))
-        if A is not None:
-            C[..., :p, :] = A
-        if G is not None:
-            C[..., p : p + m, :] = G
-        if count > p + m:
-            C[..., p + m :, :] = np.eye(n)
-        symmetric = np.zeros((n, n)) if P is None else 0.5 * (P + P.mT)
-        inverse = small.invert(symmetric, C, side.numpy() != 0)
-        if inverse is None:
-            return None
+        """The same in numpy, on a CPU and where nobody differentiates the gradients again.
 
-        def adjoint(g_x: Any, *g_nu: Any) -> tuple[Any, ...]:
+        Calls are cheaper, and numpy asks the system for huge pages where torch faults small ones.
+        """
+        x, side = outputs[0], system.side
+        n, batch_shape, count = x.shape[-1], x.shape[:-1], side.shape[-1]
+        batch = batch_shape.numel()
+        if x.device.type != "cpu" or side.shape[:-1] != batch_shape:
+            return None
+        P, _, G, _, A = inputs[:5]
+        active = side.reshape(batch, count) != 0
+        if system.L is not None:
+            parts = zip(system[1:], SYSTEM_NDIM[1:], strict=True)
+            factor = kkt.Factor(*(flat(t, core, batch_shape) for t, core in parts if t is not None))
+
+            def solve(right: Any) -> Any:
+                r = torch.from_numpy(right)[..., None]
+                t_x, t_nu = kkt.solve(
+                    lambda: stacked_matrices(P, G, A, n, count, batch_shape),
+                    factor,
+                    active,
+                    r[:, :n],
+                    r[:, n:],
+                )
+                return np.concatenate((t_x.numpy(), t_nu.numpy()), 1)[..., 0]
+        else:
+            if not small.is_small(batch, n + count):
+                return None
+            matrices = stacked_matrices(P, G, A, n, count, batch_shape)
+            regular = small.kkt_solver(*(t.numpy() for t in matrices), active.numpy())
+            if regular is None:
+                return None
+            solve = regular
+
+        p, m = (0 if t is None else t.shape[-2] for t in (A, G))
+        ends = (n, n + p, n + p + m, n + count)
+
+        def adjoint(*g: Any) -> tuple[Any, ...]:
             right = np.zeros((*batch_shape, n + count))
-            right[..., :n] = g_x
-            ends = (0, p, p + m, count)
-            for low, high, g in zip(ends, ends[1:], g_nu, strict=False):
-                if g is not None:
-                    right[..., n + low : n + high] = g
-            right[..., n:] *= side.numpy() != 0
-            a = -(inverse @ right[..., None])[..., 0]
-            return a[..., :n], *(a[..., n + i : n + j] for i, j in zip(ends, ends[1:], strict=False))
+            for low, high, part in zip((0, *ends), ends, g, strict=False):
+                if part is not None:
+                    right[..., low:high] = part
+            a = -solve(right.reshape(batch, n + count)).reshape(right.shape)
+            return tuple(a[..., low:high] for low, high in zip((0, *ends), ends, strict=False))
 
         grads = pull_back(
-            data,
+            [None if t is None else t.numpy() for t in inputs[:8]],
             [t.numpy() for t in outputs[:4]],
             side.numpy(),
             [None if g is None else g.numpy() for g in cotangents[: self.differentiable]],
             needed,
             adjoint,
         )
-        return [None if g is None else torch.from_numpy(g) for g in grads] + [None] * len(inputs[8:])
+        return [None if g is None else torch.from_numpy(g) for g in grads]
 
     def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
         """Tangents of the differentiable outputs."""
@@ -191,6 +203,25 @@ class KKTConditions:
             if tangent is not None:
                 value = value - (tangent * z_box * at).sum(-1)
         return [*pushed, t_s, value]
+
+
+def stacked_matrices(
+    P: Tensor | None,
+    G: Tensor | None,
+    A: Tensor | None,
+    n: int,
+    count: int,
+    batch_shape: torch.Size,
+) -> tuple[Tensor, Tensor]:
+    """The symmetric ``P`` and the matrix of all rows, in flat form."""
+    like = next(t for t in (P, G, A, torch.empty(0, dtype=torch.float64)) if t is not None)
+    rows = [flat(t, 2, batch_shape) for t in (A, G) if t is not None]
+    if count > sum(t.shape[-2] for t in rows):
+        rows.append(torch.eye(n, dtype=like.dtype, device=like.device)[None])
+    size = max((t.shape[0] for t in rows), default=1)
+    C = [t.expand(size, *t.shape[1:]) for t in rows]
+    quadratic = like.new_zeros(1, n, n) if P is None else symmetric(flat(P, 2, batch_shape))
+    return quadratic, torch.cat(C, 1) if C else like.new_zeros(1, 0, n)
 
 
 def nobody_differentiates(tensors: Tensors) -> bool:
@@ -287,8 +318,8 @@ class FixedActiveRows(KKTConditions):
 
         vectors = [t for t in (q, h, b, lb, ub) if t is not None]
         matrices = [t.shape[:-2] for t in (P, G, A) if t is not None]
-        shared = torch.broadcast_shapes(side.shape[:-1], *matrices)
-        full = torch.broadcast_shapes(shared, *(t.shape[:-1] for t in vectors))
+        shared = broadcast_shapes(side.shape[:-1], *matrices)
+        full = broadcast_shapes(shared, *(t.shape[:-1] for t in vectors))
         # Leading dimensions that the system lacks are columns of one right-hand side.
         aligned = (1,) * (len(full) - len(shared)) + tuple(shared)
         lead = next((i for i, size in enumerate(aligned) if size != 1), len(aligned))
@@ -314,13 +345,9 @@ class FixedActiveRows(KKTConditions):
         r_nu = torch.cat(ends, 1) if len(ends) > 1 else ends[0]
 
         def whole() -> tuple[Tensor, Tensor]:
-            rows = [group(t, 2) for t in (A, G) if t is not None]
-            if count > p + m:
-                rows.append(torch.eye(n, dtype=q.dtype, device=q.device)[None])
-            size = max((t.shape[0] for t in rows), default=1)
-            C = [t.expand(size, *t.shape[1:]) for t in rows]
-            symmetric = q.new_zeros(1, n, n) if P is None else group(0.5 * (P + P.mT), 2)
-            return symmetric, torch.cat(C, 1) if C else q.new_zeros(1, 0, n)
+            return stacked_matrices(
+                *(None if t is None else group(t, 2) for t in (P, G, A)), n, count, batch_shape
+            )
 
         if system.L is None:
             factor = kkt.factor_for(*whole(), active)
@@ -344,7 +371,7 @@ class FixedActiveRows(KKTConditions):
         P, q, G, h, A, b, lb, ub = inputs[:8]
         side = inputs[8]
         assert q is not None and side is not None
-        full = torch.broadcast_shapes(
+        full = broadcast_shapes(
             *(t.shape[:-1] for t in (q, h, b, lb, ub, side) if t is not None),
             *(t.shape[:-2] for t in (P, G, A) if t is not None),
         )

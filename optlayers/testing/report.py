@@ -1,6 +1,7 @@
 """What a check reports, and how checks are run."""
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,7 +79,10 @@ class Runner:
         worst, at, raised = 0.0, "", ""
         for label, compare in comparisons:
             try:
-                error = difference(*compare())
+                with warnings.catch_warnings():
+                    # Torch warns of itself, which is no fault of the layer even where it is an error.
+                    warnings.filterwarnings("ignore", module=r"torch\.")
+                    error = difference(*compare())
             except Exception as problem:  # noqa: BLE001 - whatever a layer raises goes into the report
                 first_line = (str(problem).strip().splitlines() or [""])[0]
                 raised = raised or f"{label}: {type(problem).__name__}: {first_line}".lstrip(": ")

@@ -52,6 +52,7 @@ def distance_to_path(mu: Tensor) -> Measure:
         tiny = torch.finfo(mu.dtype).tiny
         x_size = point.x.abs().sum(-1)
         size = torch.maximum(torch.maximum(g.Px.abs(), g.pull.abs()), b.problem.q.abs()).amax(-1)
+        size = torch.maximum(size, point.z.amax((-2, -1)))  # both ends may pull, and cancel
         dual = g.dual.abs().amax(-1) / (CENTRAL * size + tiny)
         equal = g.equal.abs() / (CENTRAL * (x_size[:, None] + b.value.abs()) + tiny)
         rounding = ROUNDING * (x_size[:, None, None] + b.ends.abs())

@@ -1,7 +1,9 @@
 r"""The quadratic program as users state it, and the one flat form that all solvers read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,7 +65,7 @@ class QuadraticProgram:
         leading = {t.shape[:-1] for t in (q, h, b, lb, ub) if t is not None}
         leading.update(t.shape[:-2] for t in (P, G, A) if t is not None)
         problem.batch_shape = (
-            leading.pop() if len(leading) == 1 else torch.broadcast_shapes(*leading)
+            leading.pop() if len(leading) == 1 else broadcast_shapes(*leading)
         )
         return problem
 
@@ -88,6 +90,15 @@ class QuadraticProgram:
             return self
         given = {name: getattr(self, name) for name in CORE_NDIM}
         return QuadraticProgram(**{k: None if t is None else t.to(dtype) for k, t in given.items()})
+
+
+def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
+    """As torch's, which imports a computer algebra system for it.
+
+    Raises:
+        ValueError: If the shapes do not broadcast.
+    """
+    return torch.Size(np.broadcast_shapes(*map(tuple, shapes)))
 
 
 def check(
@@ -176,8 +187,8 @@ def check(
     if len(set(leading.values())) == 1:
         return leading["q"]
     try:
-        return torch.broadcast_shapes(*leading.values())
-    except RuntimeError:
+        return broadcast_shapes(*leading.values())
+    except ValueError:
         shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in leading.items())
         raise ValueError(
             f"{where}: the leading (batch) dimensions must broadcast against each other; got "

@@ -112,40 +112,64 @@ def stack(problem: QuadraticProgram, low: int = 0, high: int | None = None) -> R
     batch = shape.numel()
     high = batch if high is None else high
 
-    def part(name: str) -> Tensor | None:
-        t = getattr(problem, name)
+    def part(t: Tensor | None, core: int) -> Tensor | None:
         if t is None:
             return None
-        t = flat(t, CORE_NDIM[name], shape)
+        t = flat(t, core, shape)
         return t if t.shape[0] != batch or high - low == batch else t[low:high]
 
-    P, A, b, G, h, lb, ub = (part(name) for name in ("P", "A", "b", "G", "h", "lb", "ub"))
-    linear_term = part("q")
+    P, linear_term = part(problem.P, 2), part(q, 1)
     assert linear_term is not None
-    matrices, lowers, uppers = [], [], []
-    if A is not None and b is not None:
-        matrices.append(A)
-        lowers.append(b)
-        uppers.append(b)
-    if G is not None and h is not None:
-        matrices.append(G)
-        lowers.append(torch.full_like(h, -torch.inf))
-        uppers.append(h)
-    if lb is not None or ub is not None:
-        matrices.append(torch.eye(n, dtype=q.dtype, device=q.device)[None])
-        lowers.append(q.new_full((1, n), -torch.inf) if lb is None else lb)
-        uppers.append(q.new_full((1, n), torch.inf) if ub is None else ub)
+    matrices = part(problem.A, 2), part(problem.G, 2)
+    vectors = part(problem.b, 1), part(problem.h, 1), part(problem.lb, 1), part(problem.ub, 1)
+    C, lower, upper = _stack(n, *matrices, *vectors, like=q)
+    if P is None:
+        P_or_zero = q.new_zeros(1, n, n)
+    else:
+        P_or_zero = symmetric(P)
     return Rows(
-        q.new_zeros(1, n, n) if P is None else symmetric(P),
-        linear_term,
-        _concatenate(matrices, q.new_zeros(1, 0, n)),
-        _concatenate(lowers, q.new_zeros(1, 0)),
-        _concatenate(uppers, q.new_zeros(1, 0)),
-        high - low,
-        problem.p,
-        problem.m,
-        P is None,
+        P_or_zero, linear_term, C, lower, upper, high - low, problem.p, problem.m, P is None
     )
+
+
+def _stack(
+    n: int,
+    A: Tensor | None,
+    G: Tensor | None,
+    b: Tensor | None,
+    h: Tensor | None,
+    lb: Tensor | None,
+    ub: Tensor | None,
+    *,
+    like: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows' matrix and their ends, from parts whose batch is 1 or B each."""
+    p, m = (0 if t is None else t.shape[-2] for t in (A, G))
+    count = p + m + (0 if lb is ub is None else n)
+    batch_C = max((t.shape[0] for t in (A, G) if t is not None), default=1)
+    batch_ends = max((t.shape[0] for t in (b, h, lb, ub) if t is not None), default=1)
+    if 0 in (t.shape[0] for t in (A, G, b, h, lb, ub) if t is not None):
+        batch_C = batch_ends = 0
+    if m == count and G is not None and h is not None:  # nothing to copy
+        return G, torch.full_like(h, -torch.inf), h
+    C = empty(like, batch_C, count, n)
+    lower, upper = empty(like, batch_ends, count), empty(like, batch_ends, count)
+    if A is not None and b is not None:
+        C[:, :p], lower[:, :p], upper[:, :p] = A, b, b
+    if G is not None and h is not None:
+        C[:, p : p + m], lower[:, p : p + m], upper[:, p : p + m] = G, -torch.inf, h
+    if count > p + m:
+        C[:, p + m :] = torch.eye(n, dtype=like.dtype, device=like.device)
+        lower[:, p + m :] = -torch.inf if lb is None else lb
+        upper[:, p + m :] = torch.inf if ub is None else ub
+    return C, lower, upper
+
+
+def empty(like: Tensor, *shape: int) -> Tensor:
+    """Uninitialised memory; on a CPU from numpy, which asks the system for huge pages."""
+    if like.device.type == "cpu" and like.dtype == torch.float64:
+        return torch.from_numpy(np.empty(shape))
+    return like.new_empty(shape)
 
 
 def symmetric(P: Tensor) -> Tensor:
@@ -162,17 +186,6 @@ def symmetric(P: Tensor) -> Tensor:
             if (abs(left - right) <= 1e-12 * abs(left).max(initial=0.0)).all():
                 return P
     return torch.add(P, P.mT).mul_(0.5)
-
-
-def _concatenate(parts: list[Tensor], empty: Tensor) -> Tensor:
-    """Stack the rows of parts whose batch is 1 or B."""
-    if len(parts) < 2:
-        return parts[0] if parts else empty
-    sizes = {part.shape[0] for part in parts}
-    if len(sizes) > 1:
-        batch = next(size for size in sizes if size != 1)
-        parts = [part.expand(batch, *part.shape[1:]) for part in parts]
-    return torch.cat(parts, 1)
 
 
 def unstack(multipliers: Tensor, like: Rows | QuadraticProgram) -> tuple[Tensor, Tensor, Tensor]:

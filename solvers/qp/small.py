@@ -7,6 +7,7 @@ failure, a residual that is not tiny, a matrix that is nearly singular) is left 
 can deal with it: both functions here then return None.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from .solver import Outcome
 
 Floats = NDArray[np.float64]
 
-# Largest side of the KKT matrix, and largest number of entries of all of them together.
-SIDE, ENTRIES = 60, 40_000
+# Largest side of the KKT matrix of a problem on its own, and in a batch; and the largest number of
+# entries of all of them together.
+SIDE, BATCH_SIDE, ENTRIES = 130, 60, 40_000
 # The compiled solver drops tiny rows, and takes large Hessians for rows that are tiny.
 SMALLEST, LARGEST = 1e-2, 1e2
 # Condition number from which the inverse is not trusted.
@@ -32,7 +34,9 @@ CONDITION = 1e11
 
 def is_small(batch: int, side: int) -> bool:
     """Whether this file should be tried at all."""
-    return 0 < batch and side <= SIDE and batch * side * side <= ENTRIES
+    return batch == 1 and side <= SIDE or (
+        0 < batch and side <= BATCH_SIDE and batch * side * side <= ENTRIES
+    )
 
 
 @np.errstate(all="ignore")
@@ -93,8 +97,8 @@ def solve(
     return Outcome(*map(torch.from_numpy, arrays), factor=None)
 
 
-def invert(P: Any, C: Any, active: Any) -> Floats | None:
-    r"""Inverses of the KKT matrices, with an identity for the rows that are not active.
+def kkt_solver(P: Floats, C: Floats, active: NDArray[np.bool_]) -> Callable[[Floats], Floats] | None:
+    r"""Solve with the KKT matrices on the active rows; None if one of them is not safely regular.
 
     Args:
         P: Symmetric ``(1 or B, n, n)``.
@@ -102,20 +106,54 @@ def invert(P: Any, C: Any, active: Any) -> Floats | None:
         active: Boolean ``(B, rows)``.
 
     Returns:
-        ``(B, n + rows, n + rows)``, or None if one of them is not safely regular.
+        A function from right-hand sides ``(B, n + rows)`` to solutions of the same shape, which are
+        zero on the rows that are not active.
     """
+    if len(active) == 1:
+        return _one_solver(P[0], C[0], active[0])
     batch, count = active.shape
     n = P.shape[-1]
     K = np.zeros((batch, n + count, n + count))
     K[:, :n, :n] = P
-    Ca = C * active[..., None]
-    K[:, n:, :n] = Ca
-    K[:, :n, n:] = Ca.mT
+    K[:, n:, :n] = C * active[..., None]
+    K[:, :n, n:] = K[:, n:, :n].mT
     diagonal = np.arange(n, n + count)
-    K[:, diagonal, diagonal] = ~active
+    K[:, diagonal, diagonal] = ~active  # an identity for the rows that are not active
     try:
         inverse = np.linalg.inv(K)
     except np.linalg.LinAlgError:
         return None
     condition = abs(K).sum(-1).max(-1) * abs(inverse).sum(-1).max(-1)
-    return inverse if (condition < CONDITION).all() else None
+    if not (condition < CONDITION).all():
+        return None
+
+    def solve(right: Floats) -> Floats:
+        right[:, n:] *= active
+        return (inverse @ right[..., None])[..., 0]
+
+    return solve
+
+
+def _one_solver(
+    P: Floats, C: Floats, active: NDArray[np.bool_]
+) -> Callable[[Floats], Floats] | None:
+    """One problem: only its active rows, by LU with a condition estimate."""
+    from scipy.linalg import lapack
+
+    n = len(P)
+    index = np.flatnonzero(active)
+    K = np.zeros((n + len(index), n + len(index)), order="F")
+    K[:n, :n] = P
+    K[n:, :n] = C[index]
+    K[:n, n:] = K[n:, :n].T
+    LU, pivots, info = lapack.dgetrf(K)
+    if info or lapack.dgecon(LU, abs(K).sum(0).max())[0] < 1 / CONDITION:
+        return None
+    rows = np.concatenate((np.arange(n), n + index))
+
+    def solve(right: Floats) -> Floats:
+        solution = np.zeros_like(right)
+        solution[0, rows] = lapack.dgetrs(LU, pivots, right[0, rows])[0]
+        return solution
+
+    return solve

@@ -11,7 +11,7 @@ from ..solution import Solution, Status
 from . import kkt
 from .judge import judge
 from .quadratic_program import QuadraticProgram
-from .rows import Rows, inequalities, pieces, start_of, unstack
+from .rows import Rows, empty, inequalities, pieces, start_of, unstack
 
 Start = tuple[Tensor, Tensor]
 
@@ -182,8 +182,10 @@ def join(outcomes: list[Outcome]) -> Outcome:
         batches = [outcome.status.shape[0] for outcome in outcomes]
 
         def stacked(parts: tuple[Tensor, ...]) -> Tensor:
-            whole = zip(parts, batches, strict=True)
-            return torch.cat([t.expand(batch, *t.shape[1:]) for t, batch in whole])
+            whole = empty(parts[0], sum(batches), *parts[0].shape[1:])
+            for t, piece in zip(parts, whole.split(batches), strict=True):
+                piece.copy_(t)  # repeats what the piece shares
+            return whole
 
         factor = kkt.Factor(*map(stacked, zip(*factors, strict=True)))
     return Outcome(**values, factor=factor)

@@ -268,7 +268,8 @@ BATCHES = {
         onto_half_space(TARGETS[:, None], NORMALS, tensor(1)),
     ),
     "shared_matrices": Known(
-        qp(P=eye(3), q=-TARGETS, G=NORMALS[:1], h=[1]), onto_half_space(TARGETS, NORMALS[0], tensor(1))
+        qp(P=eye(3), q=-TARGETS, G=NORMALS[:1], h=[1]),
+        onto_half_space(TARGETS, NORMALS[0], tensor(1)),
     ),
     "only_h_batched": Known(
         qp(P=eye(3), q=-TARGETS[0], G=NORMALS[:1], h=[[1], [2], [9]]),
@@ -318,7 +319,7 @@ BATCHES = {
     ),
 }  # fmt: skip
 
-# --- published problems: Hock & Schittkowski, Test Examples for Nonlinear Programming Codes (1981) ---
+# --- published: Hock & Schittkowski, Test Examples for Nonlinear Programming Codes (1981) ---------
 
 PUBLISHED = {
     "HS21": Known(

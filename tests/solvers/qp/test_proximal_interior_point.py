@@ -65,7 +65,7 @@ def test_accurate_before_polishing(name: str) -> None:
 
 
 def test_rows_with_equal_ends_have_moderate_multipliers() -> None:
-    """As inequalities they would get two huge ones, of which only the difference means something."""
+    """As inequalities they would get two huge ones, and only the difference means something."""
     problem = qp(P=eye(2), q=[-4, -1], lb=[1, 0], ub=[1, 3])()
     solution = SOLVER.solve(problem)
     torch.testing.assert_close(solution.z_box, tensor([3, 0]), atol=1e-9, rtol=0)
