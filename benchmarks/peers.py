@@ -75,7 +75,7 @@ class OursCopied(Ours):
 
 
 class Moreau(Layer):
-    """The torch solver of moreau with its active set method, by far its fastest on such sizes."""
+    """The torch solver of moreau with its active set method, which it takes by itself as well."""
 
     name = "moreau"
     packages = ("moreau", "moreau-cpu")

@@ -1,6 +1,6 @@
 """Time quadratic programs as layers: ours and the peers', the same data, one process, one run.
 
-Run all of it with ``make bench-qp`` (about ten minutes on two cores), or a part::
+Run all of it with ``make bench-qp`` (five to ten minutes on two cores), or a part::
 
     python benchmarks/qp.py --quick                      # a few cells, little repetition
     python benchmarks/qp.py --cells 20x128,50x16         # these cells: variables x batch
@@ -61,7 +61,7 @@ LIMITS = {
     torch.float64: {"kkt_residual": 1e-8, "gradient_error": 1e-9},
     torch.float32: {"kkt_residual": 1e-3, "gradient_error": 1e-4},
 }
-CVXPYLAYERS_UP_TO = 50  # Beyond, each call takes minutes.
+CVXPYLAYERS_UP_TO = 50  # There a call on a large batch already takes seconds.
 # Below this a second, untimed call is cheap: it brings caches, and threads that another library
 # left spinning, to where they are in a program that uses one library only.
 WORTH_WARMING = 0.1  # seconds
@@ -260,6 +260,8 @@ class Benchmark:
         On a busy machine every parallel section waits for the core that somebody else has, which
         costs whole time slices: of two measurements the quieter one is closer to the truth.
         """
+        if not runners:
+            return None
         others, start = OtherProcesses(), time.monotonic()
         self._alternate(runners)
         busy, spent = others.share(), time.monotonic() - start

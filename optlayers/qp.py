@@ -22,6 +22,7 @@ from .failure import OnFailure, check_policy, paint, report
 from .implicit.batching import batch_first
 from .implicit.function import Tensors, solve_implicitly
 from .implicit.kkt import DATA_NDIM, KKTConditions, System
+from .smoothed import Smoothed, smooth_solution
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,63 @@ def qp(
     ub: Tensor | None = None,
     *,
     solver: QPSolver | None = None,
-    adjoint: Exact | None = None,
+    adjoint: Exact | Smoothed | None = None,
     warm_start: Solution | None = None,
     on_failure: OnFailure = "raise",
 ) -> Solution:
-    """TODO"""
+    r"""Solve a batch of convex quadratic programs, differentiably.
+
+    .. math::
+
+        \min_x \tfrac12 x^\top P x + q^\top x
+        \quad\text{s.t.}\quad G x \le h,\; A x = b,\; lb \le x \le ub
+
+    Everything but ``q`` may be left out or None; without ``P`` this is a linear program. Leading
+    dimensions broadcast against each other: a matrix without them is shared by the batch, factored
+    once, and receives the sum of the gradients. The computation runs in float64; results have the
+    type of the arguments. Entries of ``h``, ``lb`` and ``ub`` may be infinite.
+
+    Args:
+        P: ``(*batch, n, n)`` positive semidefinite; enters as :math:`(P + P^\top)/2`.
+        q: ``(*batch, n)``.
+        G: ``(*batch, m, n)``.
+        h: ``(*batch, m)``.
+        A: ``(*batch, p, n)``; rows may depend on each other.
+        b: ``(*batch, p)``.
+        lb: ``(*batch, n)``.
+        ub: ``(*batch, n)``; equal entries of ``lb`` and ``ub`` fix a variable.
+        solver: An object of :mod:`optlayers.solvers`; by default the fastest that can.
+        adjoint: :class:`Exact` (default) or :class:`Smoothed`.
+        warm_start: Solution of a similar batch of the same shape; it only saves time.
+        on_failure: What to do about problems without a solution: ``"raise"``, or ``"warn"`` or
+            ``"ignore"`` to get NaN for them, with gradients that are exactly zero, and leave their
+            neighbours in the batch untouched.
+
+    Returns:
+        A :class:`Solution`; ``x``, ``y``, ``z``, ``z_box``, ``s`` and ``objective`` are
+        differentiable, to any order. Multipliers of absent constraints have no entries.
+
+    Raises:
+        TypeError: If an argument is not a real floating-point tensor.
+        ValueError: If shapes or devices do not fit, or (where the policy is to raise) data are NaN.
+        SolverError: If problems have no solution and the policy is to raise.
+
+    References:
+        Amos and Kolter, *OptNet: differentiable optimization as a layer in neural networks*, ICML
+        2017, equations 6 to 8, for the derivative of the KKT conditions.
+
+    Example:
+        The point of a halfspace nearest to the origin, and how it moves with the halfspace:
+
+        >>> import torch, optlayers as ol
+        >>> h = torch.tensor([-2.0], requires_grad=True)
+        >>> solution = ol.qp(torch.eye(2), torch.zeros(2), torch.tensor([[-1.0, -1.0]]), h)
+        >>> solution.x
+        tensor([1., 1.], grad_fn=...)
+        >>> solution.x.sum().backward()
+        >>> h.grad
+        tensor([-1.])
+    """
     shape = check("qp", P, q, G, h, A, b, lb, ub)
     check_policy("qp", on_failure)
     data = [P, q, G, h, A, b, lb, ub]
@@ -60,12 +113,20 @@ def qp(
         data = [None if t is None else t.to(torch.float64) for t in data]
     # Compiled code makes the factor again: an operator's output shapes may not depend on values.
     keep_factor = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    keep_factor = keep_factor and not isinstance(adjoint, Smoothed)
     problem = SolvedProgram(solver or Automatic(), on_failure, keep_factor)
     finite = None
     if on_failure != "raise":
         data, finite = _without_rubbish(data, shape)
     outputs = solve_implicitly(problem, *data, finite, *_guess(warm_start, data))
     x, y, z, z_box, s, objective, status, iterations, primal, dual, gap = outputs[:11]
+    if isinstance(adjoint, Smoothed):
+        carriers = smooth_solution(adjoint.mu, on_failure, data, status <= 1)
+        # The value of one, the derivatives of the other.
+        x, y, z, z_box, s = (
+            value.detach() + (carrier - carrier.detach())
+            for value, carrier in zip((x, y, z, z_box, s), carriers, strict=True)
+        )
     if on_failure != "raise":
         solved = status <= int(Status.SOLVED_INACCURATE)  # the compiler takes no enumeration
         x, y, z, z_box, s, objective = (

@@ -10,6 +10,7 @@ from solvers.solution import Solution
 
 from .failure import OnFailure, check_policy
 from .qp import Exact, qp
+from .smoothed import Smoothed
 
 
 class ProblemData(NamedTuple):
@@ -72,7 +73,7 @@ class QPLayer(nn.Module):
         learn_P: bool = True,
         eps: float = 0.1,
         solver: QPSolver | None = None,
-        adjoint: Exact | None = None,
+        adjoint: Exact | Smoothed | None = None,
         on_failure: OnFailure = "raise",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

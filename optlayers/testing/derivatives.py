@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
-from torch.utils import _pytree as pytree
 
 from .report import EXACT, Comparison, Runner
 from .transforms import (
@@ -18,6 +17,7 @@ from .transforms import (
     cubic,
     curvature,
     flatten,
+    floating,
     gradient,
     jacobian,
     pattern,
@@ -97,8 +97,7 @@ def check_backward(
             arguments[i].requires_grad_()
 
         def call(*arguments: Tensor) -> tuple[Tensor, ...]:
-            leaves = pytree.tree_leaves(flat.layer(*arguments))
-            return tuple(y for y in leaves if y.is_floating_point() and y.numel())
+            return tuple(y for y in floating(flat.layer(*arguments)) if y.numel())
 
         def compare() -> tuple[Any, Any]:
             check(call, arguments, eps=step, atol=fd_tol, rtol=fd_tol, fast_mode=True, **modes)

@@ -1,6 +1,7 @@
 """What a check reports, and how checks are run."""
 
 import fnmatch
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -76,48 +77,45 @@ class Runner:
         if any(fnmatch.fnmatchcase(name, glob) for glob in self.skip):
             return
         must_raise = any(fnmatch.fnmatchcase(name, glob) for glob in self.raises)
-        worst, at, raised = 0.0, "", ""
+        errors: list[tuple[float, str]] = []
+        raised: list[str] = []
         for label, compare in comparisons:
             try:
                 with warnings.catch_warnings():
-                    # Torch warns of itself, which is no fault of the layer even where it is an error.
+                    # Torch warns of itself, which is no fault of the layer even where it raises.
                     warnings.filterwarnings("ignore", module=r"torch\.")
-                    error = difference(*compare())
-            except Exception as problem:  # noqa: BLE001 - whatever a layer raises goes into the report
+                    errors.append((difference(*compare()), label))
+            except Exception as problem:  # noqa: BLE001 - whatever a layer raises is reported
                 first_line = (str(problem).strip().splitlines() or [""])[0]
-                raised = raised or f"{label}: {type(problem).__name__}: {first_line}".lstrip(": ")
-                if must_raise or or_raise:
-                    continue
-                break
-            if must_raise:
-                worst, at = error, label
-                break
-            if not error <= worst:  # also NaN
-                worst, at = error, label
-        if must_raise:
-            right = raised and not at and worst == 0.0
-            outcome, message = ("raised", raised) if right else ("failed", "expected to raise")
-        elif raised and not or_raise:
-            outcome, message = "failed", raised
+                raised.append(f"{label}: {type(problem).__name__}: {first_line}".lstrip(": "))
+        worst, at = max(errors, key=lambda pair: _badness(pair[0]), default=(0.0, ""))
+        if must_raise and errors:
+            outcome, message = "failed", f"{at}: expected to raise".lstrip(": ")
         elif not worst <= tol:
             outcome, message = "failed", at
+        elif raised:
+            outcome, message = ("raised" if must_raise or or_raise else "failed"), raised[0]
         else:
-            outcome, message = ("raised", raised) if raised else ("passed", "")
-        figure = None if raised else worst
-        self.checks.append(Check(name, outcome, figure, tol, message))
+            outcome, message = "passed", ""
+        self.checks.append(Check(name, outcome, worst if errors else None, tol, message))
+
+
+def _badness(error: float) -> tuple[bool, float]:
+    """A NaN is worse than any number."""
+    return math.isnan(error), error
 
 
 def difference(got: Any, want: Any) -> float:
     """Largest difference of two nests of tensors, relative to the largest entry or 1."""
-    left, right = pytree.tree_leaves(got), pytree.tree_leaves(want)
-    worst = 0.0
-    for a, b in zip(left, right, strict=True):
+    errors = [0.0]
+    for a, b in zip(pytree.tree_leaves(got), pytree.tree_leaves(want), strict=True):
+        if a is None and b is None:
+            continue
         if a.shape != b.shape or a.dtype != b.dtype:
             raise TypeError(
                 f"expected {b.dtype} of shape {tuple(b.shape)}, got {a.dtype} of {tuple(a.shape)}"
             )
         if a.numel():
             a, b = a.detach().double(), b.detach().double()
-            error = ((a - b).abs().max() / b.abs().max().clamp_min(1.0)).item()
-            worst = error if not error <= worst else worst
-    return worst
+            errors.append(((a - b).abs().max() / b.abs().max().clamp_min(1.0)).item())
+    return max(errors, key=_badness)

@@ -82,8 +82,13 @@ class FlatLayer:
 
 def flatten(outputs: Any) -> Tensor:
     """All floating-point tensors of a nest, end to end."""
+    return torch.cat([t.reshape(-1) for t in floating(outputs)])
+
+
+def floating(outputs: Any) -> list[Tensor]:
+    """The tensors of a nest that may have derivatives."""
     leaves = pytree.tree_leaves(outputs)
-    return torch.cat([t.reshape(-1) for t in leaves if t.is_floating_point()])
+    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
 
 
 def pattern(like: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ def test_a_right_layer_passes():
         (lambda x: x * x.detach() ** 2, ["backward", "gradcheck"]),
         (WrongBackward.apply, ["backward", "gradcheck", "jvp", "dot products"]),
         (OnceDifferentiable.apply, ["double backward", "hessian", "gradgradcheck"]),
-        (DetachedBackward.apply, ["double backward", "hessian", "gradgradcheck"]),
+        (DetachedBackward.apply, ["double backward", "gradgradcheck"]),
         (WrongJvp.apply, ["gradcheck forward", "jvp", "jacfwd", "hessian", "dot products"]),
         (NoTangent.apply, ["gradcheck forward", "jvp", "jacfwd", "jacfwd(jacfwd)", "vmap(jvp)"]),
         (cube_op, ["gradcheck forward", "jvp", "jacfwd", "grad"]),
