@@ -33,7 +33,7 @@ PICTURE = "sudoku.png"
 SEED = 0
 
 torch.manual_seed(SEED)
-# Batches this small gain a tenth from a second thread, and lose a lot if other work keeps it busy.
+# Batches this small gain a tenth from a second thread, and lose tenfold if its core is busy.
 torch.set_num_threads(1)
 
 # %%
@@ -203,7 +203,7 @@ figure.savefig(PICTURE, dpi=150)
 # -------------------------------
 # Each rule of Sudoku says that four of the 64 numbers add up to one: those of a cell, or those of
 # one digit in a row, a column or a box. The layer knows a rule if its row is a combination of the
-# rows of :math:`A`, that is, if it lies in their span. Of a random direction 40/64 would.
+# rows of :math:`A`, that is, if it lies in their span. With random rows, about 40/64 of it would.
 
 number = torch.arange(64).reshape(4, 4, 4)  # row, column, digit
 boxes = number.reshape(2, 2, 2, 2, 4).permute(0, 2, 4, 1, 3)
@@ -214,7 +214,7 @@ known = (rules @ span.T).square().sum(-1)
 print(f"share of each of the 64 rules that the layer knows: {known.min():.1%} to {known.max():.1%}")
 
 # %%
-# Nobody told it, and no iteration of a solver was unrolled to find out.
+# Nobody told it: all this came from examples, through the gradient of the solution.
 
 print(
     f"Solved {int(solved.sum())} of {TEST} test puzzles on unseen grids ({shares[-1]:.1%}) "

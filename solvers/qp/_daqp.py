@@ -106,24 +106,35 @@ def solve_batch(
 
 
 def solve_each(
-    H: Floats, f: Floats, A: Floats, upper: Floats, lower: Floats, sense: Ints, max_iter: int
-) -> tuple[Floats, Floats, NDArray[np.int64]] | None:
-    """The same for a few plain problems, one call each; None if one of them is not solved.
+    H: Floats,
+    f: Floats,
+    A: Floats,
+    upper: Floats,
+    lower: Floats,
+    sense: Ints,
+    max_iter: int,
+    wanted: NDArray[np.bool_],
+) -> tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.int64]]:
+    """The same for a few problems, one call each.
 
-    All arrays are contiguous and have the full batch dimension.
+    All arrays are contiguous and have the full batch dimension; ``wanted`` says which to solve. The
+    third result says which are solved; the rest hold zeros.
     """
     import daqp
 
-    x, lam, iterations = np.empty_like(f), np.empty_like(upper), np.empty(len(f), np.int64)
+    x, lam = np.zeros_like(f), np.zeros_like(upper)
+    solved, iterations = np.zeros(len(f), np.bool_), np.zeros(len(f), np.int64)
     for i in range(len(f)):
-        x[i], _, flag, info = daqp.solve(
-            H[i], f[i], A[i], upper[i], lower[i], sense[i],
-            primal_tol=PRIMAL_TOLERANCE, iter_limit=max_iter, eq_reduction=-1,
-        )  # fmt: skip
-        lam[i], iterations[i] = info["lam"], info["iterations"]
-        if flag != 1:
-            return None
-    return x, lam, iterations
+        if wanted[i]:
+            found, _, flag, info = daqp.solve(
+                H[i], f[i], A[i], upper[i], lower[i], sense[i],
+                primal_tol=PRIMAL_TOLERANCE, iter_limit=max_iter, eq_reduction=-1,
+            )  # fmt: skip
+            if flag == 1:
+                x[i], lam[i], solved[i], iterations[i] = (
+                    found, info["lam"], True, info["iterations"]
+                )  # fmt: skip
+    return x, lam, solved, iterations
 
 
 def _ranges(batch: int, n: int, rows: int) -> list[tuple[int, int]]:

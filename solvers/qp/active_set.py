@@ -9,8 +9,9 @@ from torch import Tensor
 from ..solution import Status
 from . import _daqp, kkt, small
 from .quadratic_program import QuadraticProgram
-from .rows import Rows
-from .solver import Iterate, Outcome, QPSolver, Start
+from .rows import Rows, pick
+from .screening import malformed
+from .solver import Iterate, Outcome, QPSolver, Start, replace_part
 
 EQUALITY, UPPER, LOWER = 5, 1, 3
 
@@ -41,11 +42,16 @@ class ActiveSet(QPSolver):
         self, problem: QuadraticProgram, start: Start | None = None, *, with_factor: bool = False
     ) -> Outcome:
         """Solve a handful of plain problems without ceremony, all others in pieces."""
+        attempt = None
         if start is None and not self.verbose:
-            outcome = small.solve(problem, self.eps_abs, self.eps_rel, self.max_iter)
-            if outcome is not None:
-                return outcome
-        return super().run(problem, start, with_factor=with_factor)
+            attempt = small.solve(problem, self.eps_abs, self.eps_rel, self.max_iter)
+        if attempt is None:
+            return super().run(problem, start, with_factor=with_factor)
+        outcome, settled = attempt
+        if settled.all():
+            return outcome
+        index = torch.from_numpy(np.flatnonzero(~settled))
+        return replace_part(outcome, super().run(pick(problem, index)), index)
 
     def iterate(self, rows: Rows, start: Start | None) -> Iterate:
         """Solve each problem; the active rows and the factor are exact."""
@@ -59,14 +65,21 @@ class ActiveSet(QPSolver):
         if singular is None:
             x, nu, status, iterations = self._strictly_convex(rows, factor, sense)
             active = (nu != 0) | rows.fixed
-            return Iterate(x, nu, status, iterations, active, factor, exact=True)
+            exact = torch.ones_like(status, dtype=torch.bool)
+            return Iterate(x, nu, status, iterations, active, factor, exact)
         x = rows.q.new_full((rows.batch, rows.n), torch.nan)
         nu = rows.q.new_full((rows.batch, rows.count), torch.nan)
-        status = torch.zeros(rows.batch, dtype=torch.long)
+        status = torch.full((rows.batch,), int(Status.NUMERICAL_ERROR))
         iterations = torch.zeros_like(status)
-        flat = singular.expand(rows.batch)
-        for mask, method in ((~flat, self._strictly_convex), (flat, self._singular)):
-            index = torch.nonzero(mask).reshape(-1)
+        bad = malformed(rows)
+        linear = (rows.P == 0).all(-1).all(-1) & ~bad
+        methods = (
+            (~singular & ~bad, self._strictly_convex),
+            (linear, self._linear),
+            (singular & ~linear & ~bad, self._singular),
+        )
+        for mask, method in methods:
+            index = torch.nonzero(mask.expand(rows.batch)).reshape(-1)
             if len(index):
                 part = kkt.Factor(*(t if t.shape[0] == 1 else t[index] for t in factor))
                 guess = sense if sense.shape[0] == 1 else sense[index.numpy()]
@@ -74,7 +87,8 @@ class ActiveSet(QPSolver):
                 x[index], nu[index], status[index], iterations[index] = found
         active = ((nu != 0) & ~nu.isnan()) | rows.fixed
         factor = kkt.augment(rows.P, rows.C, factor, active, singular)
-        return Iterate(x, nu, status, iterations, active, factor)
+        exact = (~singular).expand(rows.batch)
+        return Iterate(x, nu, status, iterations, active, factor, exact)
 
     def _strictly_convex(
         self, rows: Rows, factor: kkt.Factor, sense: "_daqp.Ints"
@@ -83,9 +97,7 @@ class ActiveSet(QPSolver):
         norm = factor.norm.numpy()
         v = kkt.solve_lower(L, rows.q[..., None]).numpy()
         shift = (M @ v)[..., 0]
-        upper, lower = rows.upper.numpy() / norm, rows.lower.numpy() / norm
-        upper += shift
-        lower += shift
+        upper, lower = rows.upper.numpy() / norm + shift, rows.lower.numpy() / norm + shift
         # The library reports success on NaN, having dropped the row.
         bad = np.isnan(upper).any(-1) | np.isnan(lower).any(-1) | np.isnan(v[..., 0]).any(-1)
         if bad.any():
@@ -100,34 +112,39 @@ class ActiveSet(QPSolver):
         lam /= norm
         return x, *(torch.from_numpy(t) for t in (lam, status, iterations))
 
+    def _linear(
+        self, rows: Rows, factor: kkt.Factor, sense: "_daqp.Ints"
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A linear program as it is, with unit rows."""
+        return self._unfactored(rows, None, rows.q, sense)
+
     def _singular(
         self, rows: Rows, factor: kkt.Factor, sense: "_daqp.Ints"
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The program itself, with unit rows and an objective of size one."""
-        del factor
-        size = rows.P.abs().amax((-2, -1))
-        linear = bool((size == 0).all())
-        scale = torch.where(size > 0, size, 1.0)
+        """The program as it is, with unit rows and an objective of size one."""
+        scale = rows.P.abs().amax((-2, -1))
+        x, nu, status, iterations = self._unfactored(
+            rows, rows.P / scale[:, None, None], rows.q / scale[:, None], sense
+        )
+        return x, nu * scale[:, None], status, iterations
+
+    def _unfactored(
+        self, rows: Rows, P: Tensor | None, q: Tensor, sense: "_daqp.Ints"
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         norm = torch.linalg.vector_norm(rows.C, dim=-1)
         norm = torch.where(norm > 0, norm, 1.0)
-        P, q = rows.P / scale[:, None, None], rows.q / scale[:, None]
-        C, upper, lower = rows.C / norm[..., None], rows.upper / norm, rows.lower / norm
-        # The library does not see NaN: it drops such rows and reports success.
-        bad = ~(P.sum((-2, -1)) + q.sum(-1) + C.sum((-2, -1))).isfinite()
-        bad = (bad | upper.isnan().any(-1) | lower.isnan().any(-1)).expand(rows.batch)
         x, lam, status, iterations = _daqp.solve_batch(
-            None if linear else P.numpy(),
+            None if P is None else P.numpy(),
             q.numpy(),
-            C.numpy(),
-            upper.numpy(),
-            lower.numpy(),
+            (rows.C / norm[..., None]).numpy(),
+            (rows.upper / norm).numpy(),
+            (rows.lower / norm).numpy(),
             sense,
             rows.batch,
             self.max_iter,
         )
-        outcome = torch.where(bad, Status.NUMERICAL_ERROR, torch.from_numpy(status))
-        nu = torch.from_numpy(lam) * scale[:, None] / norm
-        return torch.from_numpy(x), nu, outcome, torch.from_numpy(iterations)
+        x, lam, status, iterations = map(torch.from_numpy, (x, lam, status, iterations))
+        return x, lam / norm, status, iterations
 
 
 def _sense(rows: Rows, start: Start | None) -> "_daqp.Ints":

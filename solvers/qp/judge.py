@@ -88,9 +88,10 @@ def measure(xp, P, q, C, lower, upper, x, nu, eps_abs, eps_rel):  # type: ignore
         scale_primal = xp.amax(abs(Cx), -1) if nu.shape[-1] else primal
         scale_dual = xp.amax(xp.maximum(xp.maximum(abs(Px), abs(pull)), abs(q)), -1)
         scale_gap = abs(quadratic) + abs(linear) + abs(support)
-        error = xp.maximum(
+        relative = xp.maximum(
             primal / (eps_abs + eps_rel * scale_primal), dual / (eps_abs + eps_rel * scale_dual)
         )
-        error = xp.maximum(error, gap / (eps_abs + eps_rel * scale_gap))
-        error = xp.nan_to_num(error, nan=xp.inf)
+        relative = xp.maximum(relative, gap / (eps_abs + eps_rel * scale_gap))
+        # Element by element, so that what one reads does not depend on the others.
+        error = xp.where(error <= 1.0, error, xp.nan_to_num(relative, nan=xp.inf))
     return Cx, 0.5 * quadratic + linear, primal, dual, gap, error

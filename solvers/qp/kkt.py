@@ -126,6 +126,7 @@ def solve(
     active: Tensor,
     r_x: Tensor,
     r_nu: Tensor,
+    size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Solve :math:`K (t_x, t_\nu) = (r_x, r_\nu)` on the active rows.
 
@@ -138,16 +139,20 @@ def solve(
         active: Boolean ``(B, rows)``.
         r_x: ``(B, n, columns)``.
         r_nu: ``(B, rows, columns)``; only active entries count.
+        size: Number of active rows to make room for; by default as many as there are at most. A size
+            that does not depend on the batch gives results that do not, to the last bit.
 
     Returns:
         ``t_x`` ``(B, n, columns)`` and ``t_nu`` ``(B, rows, columns)``, zero on inactive rows.
     """
     batch, count = active.shape
     n = r_x.shape[-2]
-    size = max(int(active.sum(-1).max()), 1) if active.numel() else 1
-    step = batch if factor.M.shape[0] == 1 else max(CHUNK_ENTRIES // (size * n), 1)
+    most = size
+    if most is None:
+        most = int(active.sum(-1).max()) if active.numel() else 0
+    step = batch if factor.M.shape[0] == 1 else max(CHUNK_ENTRIES // (max(most, 1) * n), 1)
     if step >= batch:
-        return _solve_chunk(system, factor, active, r_x, r_nu)
+        return _solve_chunk(system, factor, active, r_x, r_nu, size)
     t_x, t_nu = torch.empty_like(r_x), torch.empty_like(r_nu)
 
     def cut(t: Tensor, low: int) -> Tensor:
@@ -161,6 +166,7 @@ def solve(
             active[part],
             r_x[part],
             r_nu[part],
+            size,
         )
     return t_x, t_nu
 
@@ -171,6 +177,7 @@ def _solve_chunk(
     active: Tensor,
     r_x: Tensor,
     r_nu: Tensor,
+    size: int | None,
 ) -> tuple[Tensor, Tensor]:
     L, M, norm, rho = factor
     shared = M.shape[0] == 1
@@ -180,7 +187,7 @@ def _solve_chunk(
         weighted = (r_nu * active[..., None]) * torch.nan_to_num(rho)[:, None, None]
         right = r_x + system()[1].mT @ weighted
     w = solve_lower(L, right)
-    index, valid = padded_indices(active)
+    index, valid = padded_indices(active, size)
     singular = torch.isnan(rho) if augmented else None
     t_nu = torch.zeros_like(r_nu)
     if index.shape[-1]:
@@ -237,15 +244,17 @@ def _least_norm(
     return t[:n], t_nu
 
 
-def padded_indices(active: Tensor) -> tuple[Tensor, Tensor | None]:
+def padded_indices(active: Tensor, size: int | None = None) -> tuple[Tensor, Tensor | None]:
     """Positions of the active rows ``(B, most)``, and which of them are not padding.
 
     The second is None where every problem has the same number of active rows.
     """
     counts = active.sum(-1)
-    if active.shape[0] == 1:
+    if active.shape[0] == 1 and size is None:
         return torch.nonzero(active[0]).reshape(1, -1), None
-    most = int(counts.max()) if counts.numel() else 0
+    most = size
+    if most is None:
+        most = int(counts.max()) if counts.numel() else 0
     which, position = torch.nonzero(active, as_tuple=True)
     if which.numel() == active.shape[0] * most:
         return position.reshape(active.shape[0], most), None

@@ -132,6 +132,22 @@ def stack(problem: QuadraticProgram, low: int = 0, high: int | None = None) -> R
     )
 
 
+def pick(problem: QuadraticProgram, index: Tensor) -> QuadraticProgram:
+    """The problems at ``index`` of the flat batch; what is shared stays shared."""
+    batch = problem.batch_shape.numel()
+
+    def take(name: str) -> Tensor | None:
+        t: Tensor | None = getattr(problem, name)
+        if t is None:
+            return None
+        t = flat(t, CORE_NDIM[name], problem.batch_shape)
+        if name == "q":  # says how many there are, even if it is shared
+            t = t.expand(batch, -1)
+        return t[index] if t.shape[0] == batch else t
+
+    return QuadraticProgram.trusted(*map(take, CORE_NDIM))
+
+
 def _stack(
     n: int,
     A: Tensor | None,

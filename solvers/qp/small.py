@@ -42,8 +42,13 @@ def is_small(batch: int, side: int) -> bool:
 @np.errstate(all="ignore")
 def solve(
     problem: QuadraticProgram, eps_abs: float, eps_rel: float, max_iter: int
-) -> Outcome | None:
-    """Solve plain problems; None sends the batch elsewhere."""
+) -> tuple[Outcome, NDArray[np.bool_]] | None:
+    """Solve what is plain.
+
+    Returns:
+        The outcome, and a mask ``(B)`` of the problems that are solved; the others hold rubbish.
+        None if there is nothing small here.
+    """
     shape, n, p, m = problem.batch_shape, problem.n, problem.p, problem.m
     batch = shape.numel()
     boxed = problem.lb is not None or problem.ub is not None
@@ -54,47 +59,44 @@ def solve(
     def array(t: Tensor | None, core: int) -> Any:
         return None if t is None else flat(t, core, shape).numpy()
 
-    P, q = array(problem.P, 2), array(problem.q, 1)
-    G, h, A, b = (
-        array(problem.G, 2), array(problem.h, 1), array(problem.A, 2), array(problem.b, 1)
-    )  # fmt: skip
-    lb, ub = array(problem.lb, 1), array(problem.ub, 1)
-    P = 0.5 * (P + P.mT)
     C = np.empty((batch, count, n))
-    upper = np.empty((batch, count))
-    lower = np.empty((batch, count))
+    upper, lower = np.empty((batch, count)), np.empty((batch, count))
     if p:
-        C[:, :p], upper[:, :p], lower[:, :p] = A, b, b
+        C[:, :p], b = array(problem.A, 2), array(problem.b, 1)
+        upper[:, :p], lower[:, :p] = b, b
     if m:
-        C[:, p : p + m], upper[:, p : p + m], lower[:, p : p + m] = G, h, -np.inf
+        C[:, p : p + m], upper[:, p : p + m] = array(problem.G, 2), array(problem.h, 1)
+        lower[:, p : p + m] = -np.inf
     if boxed:
         C[:, p + m :] = np.eye(n)
-        upper[:, p + m :] = np.inf if ub is None else ub
-        lower[:, p + m :] = -np.inf if lb is None else lb
-    size = abs(C).max(-1)
-    if count and not (SMALLEST < size.min() and size.max() < LARGEST):
-        return None
-    if not SMALLEST < abs(P).max() < LARGEST:
-        return None
+        lower[:, p + m :] = -np.inf if problem.lb is None else array(problem.lb, 1)
+        upper[:, p + m :] = np.inf if problem.ub is None else array(problem.ub, 1)
+    P, q = array(problem.P, 2), array(problem.q, 1)
+    P = 0.5 * (P + P.mT)
+    scale = abs(P).max((-2, -1))
+    plain = (scale > SMALLEST) & (scale < LARGEST)  # False for NaN
+    if count:
+        size = abs(C).max(-1)
+        plain = plain & (size.min(-1) > SMALLEST) & (size.max(-1) < LARGEST)
+    if len(P) != batch:
+        P = np.repeat(P, batch, 0)
+    if len(q) != batch:
+        q = np.repeat(q, batch, 0)
     fixed = lower == upper
     sense = np.where(fixed, np.int32(5), np.int32(0))
-    if P.shape[0] != batch or q.shape[0] != batch:
-        P = np.broadcast_to(P, (batch, n, n)).copy() if P.shape[0] != batch else P
-        q = np.broadcast_to(q, (batch, n)).copy() if q.shape[0] != batch else q
-    found = _daqp.solve_each(P, np.ascontiguousarray(q), C, upper, lower, sense, max_iter)
-    if found is None:
-        return None
-    x, nu, iterations = found
+    x, nu, solved, iterations = _daqp.solve_each(
+        P, np.ascontiguousarray(q), C, upper, lower, sense, max_iter,
+        np.broadcast_to(plain, batch),
+    )  # fmt: skip
     Cx, objective, primal, dual, gap, error = measure(
         np, P, q, C, lower, upper, x, nu, eps_abs, eps_rel
     )
-    if not (error <= 1.0).all():
-        return None
+    solved &= error <= 1.0
     side = (fixed & (nu == 0)) + np.sign(nu).astype(np.int8)
     slack = upper[:, p : p + m] - Cx[:, p : p + m]
     status = np.zeros(batch, np.int64)
     arrays = (x, nu, slack, objective, status, iterations, primal, dual, gap, side)
-    return Outcome(*map(torch.from_numpy, arrays), factor=None)
+    return Outcome(*map(torch.from_numpy, arrays), factor=None), solved
 
 
 def kkt_solver(P: Floats, C: Floats, active: NDArray[np.bool_]) -> Callable[[Floats], Floats] | None:

@@ -26,7 +26,8 @@ class Iterate(NamedTuple):
         iterations: Integer ``(B)``.
         active: Boolean ``(B, rows)`` if the solver knows it, else None.
         factor: Of the KKT system, if the solver made it on its way.
-        exact: Whether ``x`` and ``nu`` are as good as a solve on the active rows would make them.
+        exact: Boolean ``(B)``: where ``x`` and ``nu`` are as good as a solve on the active rows would
+            make them; None for nowhere.
     """
 
     x: Tensor
@@ -35,7 +36,7 @@ class Iterate(NamedTuple):
     iterations: Tensor
     active: Tensor | None = None
     factor: kkt.Factor | None = None
-    exact: bool = False
+    exact: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -138,18 +139,23 @@ class QPSolver(ABC):
 def assess(
     rows: Rows, found: Iterate, eps_abs: float, eps_rel: float, *, with_factor: bool
 ) -> Outcome:
-    """Judge an iterate, after polishing it unless it is exact."""
+    """Judge an iterate, after polishing it where it is not exact."""
     x, nu, active, factor = found.x, found.nu, found.active, found.factor
     verdict = judge(rows, x, nu, eps_abs, eps_rel)
     if active is None:
         slack = torch.minimum(rows.upper - verdict.Cx, verdict.Cx - rows.lower)
         active = (nu.abs() > slack) | rows.fixed
-    if factor is None and (with_factor or not found.exact):
+    # A solver that found no solution has no active rows to solve on.
+    rough = found.status <= Status.MAX_ITERATIONS
+    if found.exact is not None:
+        rough = rough & ~(found.exact & (verdict.error <= 1.0))
+    polishing = bool(rough.any())
+    if factor is None and (with_factor or polishing):
         factor = kkt.factor_for(rows.P, rows.C, active)
-    if factor is not None and not found.exact:
+    if factor is not None and polishing:
         polished_x, polished_nu = polish(rows, factor, active, nu)
         polished = judge(rows, polished_x, polished_nu, eps_abs, eps_rel)
-        better = (polished.error < verdict.error)[:, None]
+        better = (rough & (polished.error < verdict.error))[:, None]
         x, nu = torch.where(better, polished_x, x), torch.where(better, polished_nu, nu)
         verdict = judge(rows, x, nu, eps_abs, eps_rel)
     return Outcome(
@@ -191,6 +197,38 @@ def join(outcomes: list[Outcome]) -> Outcome:
     return Outcome(**values, factor=factor)
 
 
+def replace_part(
+    whole: Outcome, part: Outcome, index: Tensor, chosen: Tensor | None = None
+) -> Outcome:
+    """Put a part of a batch, solved again, in its place; neighbours keep every bit.
+
+    Args:
+        whole: The batch.
+        part: Results for the problems at ``index``.
+        index: Their positions.
+        chosen: Which of them to take; by default all.
+    """
+    if chosen is None:
+        chosen = torch.ones_like(index, dtype=torch.bool)
+    if not bool(chosen.any()):
+        return whole
+    batch = whole.status.shape[0]
+
+    def put(a: Tensor, b: Tensor) -> Tensor:
+        b = b.expand(len(index), *b.shape[1:])[chosen]
+        return a.expand(batch, *a.shape[1:]).clone().index_copy_(0, index[chosen], b)
+
+    values = {
+        field.name: put(getattr(whole, field.name), getattr(part, field.name))
+        for field in fields(Outcome)
+        if field.name != "factor"
+    }
+    factor = None
+    if whole.factor is not None and part.factor is not None:
+        factor = kkt.Factor(*map(put, whole.factor, part.factor))
+    return Outcome(**values, factor=factor)
+
+
 def unflatten(outcome: Outcome, problem: QuadraticProgram) -> Solution:
     """Give a flat outcome the names, batch shape and dtype of the problem."""
     dtype, shape = problem.q.dtype, problem.batch_shape
@@ -223,7 +261,7 @@ def polish(rows: Rows, factor: kkt.Factor, active: Tensor, nu: Tensor) -> Start:
     at = torch.where(active & torch.isfinite(at), at, 0.0)
     q = rows.q.expand(rows.batch, -1)
     new_x, new_nu = kkt.solve(
-        lambda: (rows.P, rows.C), factor, active, -q[..., None], at[..., None]
+        lambda: (rows.P, rows.C), factor, active, -q[..., None], at[..., None], size=rows.count
     )
     return new_x[..., 0], new_nu[..., 0]
 

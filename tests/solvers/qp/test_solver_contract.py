@@ -6,17 +6,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from solvers.qp import QuadraticProgram
-from solvers.qp.interior_point import InteriorPoint
-from solvers.qp.proximal_interior_point import ProximalInteriorPoint
+from optlayers.solvers import (
+    ActiveSet,
+    Automatic,
+    InteriorPoint,
+    ProximalInteriorPoint,
+    QPSolver,
+    QuadraticProgram,
+    Solution,
+    Status,
+)
 from solvers.qp.quadratic_program import CORE_NDIM
-from solvers.qp.solver import QPSolver
-from solvers.solution import Solution, Status
 from tests.solvers.qp.problems import ALL, PROBLEMS, Known, eye, qp, tensor
 
 SOLVERS = [
     pytest.param(solver, id=type(solver).__name__)
-    for solver in (InteriorPoint(), ProximalInteriorPoint())
+    for solver in (Automatic(), ActiveSet(), InteriorPoint(), ProximalInteriorPoint())
 ]
 pytestmark = pytest.mark.parametrize("solver", SOLVERS)
 
