@@ -11,7 +11,7 @@ from torch import Tensor
 def batch_first(
     dims: Sequence[int | None], inputs: Sequence[Tensor | None], core: Sequence[int]
 ) -> list[Tensor | None]:
-    """Move each input's mapped dimension to the front, aligned so that leading dimensions broadcast.
+    """Move each input's mapped dimension to the front, aligned so that leading ones broadcast.
 
     Args:
         dims: Position of the mapped dimension, None where an input is shared.
@@ -67,3 +67,13 @@ def sum_to(t: Any, shape: Sequence[int]) -> Any:
         t = t.sum(tuple(range(extra)))
     kept = tuple(i for i, size in enumerate(shape) if size == 1 != t.shape[i])
     return t.sum(kept, keepdims=True) if kept else t
+
+
+def legacy_vmap_level() -> int:
+    """How many ``vmap`` of the kind behind ``is_grads_batched`` surround the call.
+
+    Numpy and ``bool`` do not see through its tensors, and torch.func.vmap knows nothing of it.
+    """
+    level: int = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    return level

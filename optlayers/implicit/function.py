@@ -1,7 +1,7 @@
 r"""The one autograd function behind every layer whose solution is defined by conditions.
 
-Forward runs any solver; nothing inside it is traced. Backward and forward mode are the problem's own
-``vjp`` and ``jvp``: compositions of differentiable torch code and of the linear solve with the
+Forward runs any solver; nothing inside it is traced. Backward and forward mode are the problem's
+own ``vjp`` and ``jvp``: compositions of differentiable torch code and of the linear solve with the
 Jacobian of the conditions, which is such a function again. That recursion is what gives derivatives
 of every order, in any mix of modes.
 
@@ -19,8 +19,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 
+from .batching import legacy_vmap_level
 from .compiled import solve_compiled
 
 Tensors = Sequence[Tensor | None]
@@ -50,7 +52,10 @@ class ImplicitProblem(Protocol):
         cotangents: Tensors,
         needed: Sequence[bool],
     ) -> Tensors:
-        """Cotangents of the inputs, in differentiable torch code; None for those not needed."""
+        """Cotangents of the inputs, in differentiable torch code; None for those not needed.
+
+        A cotangent of an output that nobody used is None, and all of them may be.
+        """
 
     def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
         """Tangents of the differentiable outputs, in differentiable torch code."""
@@ -76,6 +81,8 @@ def solve_implicitly(problem: ImplicitProblem, *inputs: Tensor | None) -> tuple[
     """
     if torch.compiler.is_compiling():
         outputs: tuple[Tensor, ...] = solve_compiled(problem, *inputs)
+    elif legacy_vmap_level():
+        outputs = _under_legacy_vmap(problem, inputs)
     elif torch._C._are_functorch_transforms_active():
         outputs = Implicit.apply(problem, *inputs)  # type: ignore[no-untyped-call]
     else:
@@ -135,6 +142,26 @@ class Implicit(torch.autograd.Function):
             tuple(t[0] if one else t for t, one in zip(outputs, shared, strict=True)),
             tuple(None if one else 0 for one in shared),
         )
+
+
+def _under_legacy_vmap(
+    problem: ImplicitProblem, inputs: tuple[Tensor | None, ...]
+) -> tuple[Tensor, ...]:
+    """The rule for an older ``vmap``, behind ``is_grads_batched``, which asks for none."""
+    level = legacy_vmap_level()
+    dims = [0 if t is not None and is_legacy_batchedtensor(t) else None for t in inputs]
+    if not any(d == 0 for d in dims):
+        return _Plain.apply(problem, *inputs)  # type: ignore[no-untyped-call, no-any-return]
+    plain = [
+        t if t is None or d is None else torch._remove_batch_dim(t, level, 0, 0)
+        for t, d in zip(inputs, dims, strict=True)
+    ]
+    size = next(len(t) for t, d in zip(plain, dims, strict=True) if t is not None and d == 0)
+    mapped, moved = problem.map(size, dims, plain)
+    outputs = _Plain.apply(mapped, *moved)  # type: ignore[no-untyped-call]
+    return tuple(
+        t[0] if len(t) == 1 != size else torch._add_batch_dim(t, 0, level) for t in outputs
+    )
 
 
 class _Plain(torch.autograd.Function):

@@ -67,6 +67,7 @@ def solve_batch(
     sense: Ints,
     batch: int,
     max_iter: int,
+    wanted: NDArray[np.bool_] | None = None,
 ) -> tuple[Floats, Floats, NDArray[np.int64], NDArray[np.int64]]:
     """Minimise x'Hx/2 + f'x subject to lower <= A x <= upper for each problem.
 
@@ -80,6 +81,7 @@ def solve_batch(
             upper or lower end.
         batch: Number of problems B.
         max_iter: Iterations for each.
+        wanted: Which to solve ``(B)``; by default all.
 
     Returns:
         ``x`` ``(B, n)``, multipliers ``(B, rows)``, statuses and iterations ``(B)``. Failed problems
@@ -91,10 +93,13 @@ def solve_batch(
         None if t is None else np.ascontiguousarray(t) for t in (H, f, A, upper, lower, sense)
     ]
     x, lam = np.empty((batch, n)), np.empty((batch, rows))
+    if wanted is None:
+        wanted = np.ones(batch, np.bool_)
     function = _c_function()
-    solve_range = _by_python(given, x, lam, max_iter) if function is None else _by_pointers(
-        function, given, x, lam, max_iter
-    )
+    if function is None:
+        solve_range = _by_python(given, x, lam, max_iter, wanted)
+    else:
+        solve_range = _by_pointers(function, given, x, lam, max_iter, wanted)
     flags, iterations = solve_range(_ranges(batch, n, rows))
     status = np.full(batch, int(Status.NUMERICAL_ERROR), dtype=np.int64)
     for flag, outcome in FLAGS.items():
@@ -150,7 +155,12 @@ SolveRanges = Callable[[Ranges], tuple[Ints, Ints]]
 
 
 def _by_pointers(
-    function: Any, given: list[Any], x: Floats, lam: Floats, max_iter: int
+    function: Any,
+    given: list[Any],
+    x: Floats,
+    lam: Floats,
+    max_iter: int,
+    wanted: NDArray[np.bool_],
 ) -> SolveRanges:
     batch, n = x.shape
     problems, results = np.zeros(batch, PROBLEM), np.zeros(batch, RESULT)
@@ -169,8 +179,9 @@ def _by_pointers(
         result = results.ctypes.data + low * RESULT.itemsize
         problem = problems.ctypes.data + low * PROBLEM.itemsize
         setting = settings.ctypes.data
-        for _ in range(low, high):
-            function(result, problem, setting)
+        for want in wanted[low:high].tolist():
+            if want:
+                function(result, problem, setting)
             result += RESULT.itemsize
             problem += PROBLEM.itemsize
 
@@ -189,7 +200,9 @@ def _addresses(array: NDArray[Any], batch: int) -> NDArray[np.uint64] | int:
     return start + np.arange(batch, dtype=np.uint64) * np.uint64(array.strides[0])
 
 
-def _by_python(given: list[Any], x: Floats, lam: Floats, max_iter: int) -> SolveRanges:
+def _by_python(
+    given: list[Any], x: Floats, lam: Floats, max_iter: int, wanted: NDArray[np.bool_]
+) -> SolveRanges:
     import daqp
 
     batch = x.shape[0]
@@ -199,7 +212,7 @@ def _by_python(given: list[Any], x: Floats, lam: Floats, max_iter: int) -> Solve
         return None if array is None else array[i if array.shape[0] > 1 else 0]
 
     def solve(low: int, high: int) -> None:
-        for i in range(low, high):
+        for i in np.flatnonzero(wanted[low:high]) + low:
             x[i], _, flags[i], info = daqp.solve(
                 *(pick(array, i) for array in given),
                 primal_tol=PRIMAL_TOLERANCE,

@@ -4,16 +4,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..solution import Status
 from . import _daqp, kkt, small
 from .quadratic_program import QuadraticProgram
-from .rows import Rows, pick
+from .rows import Rows
 from .screening import malformed
 from .solver import Iterate, Outcome, QPSolver, Start, replace_part
 
 EQUALITY, UPPER, LOWER = 5, 1, 3
+Ints = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+# Solutions, multipliers, statuses and iterations.
+Found = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,9 @@ class ActiveSet(QPSolver):
         outcome, settled = attempt
         if settled.all():
             return outcome
-        index = torch.from_numpy(np.flatnonzero(~settled))
-        return replace_part(outcome, super().run(pick(problem, index)), index)
+        # The whole batch again, for in smaller company an element would get other roundings.
+        index = torch.arange(len(settled))
+        return replace_part(outcome, super().run(problem), index, torch.from_numpy(~settled))
 
     def iterate(self, rows: Rows, start: Start | None) -> Iterate:
         """Solve each problem; the active rows and the factor are exact."""
@@ -63,74 +69,70 @@ class ActiveSet(QPSolver):
         factor, singular = kkt.factorise(rows.P, rows.C)
         sense = _sense(rows, start)
         if singular is None:
-            x, nu, status, iterations = self._strictly_convex(rows, factor, sense)
+            x, nu, status, iterations = self._strictly_convex(rows, factor, sense, None)
             active = (nu != 0) | rows.fixed
             exact = torch.ones_like(status, dtype=torch.bool)
             return Iterate(x, nu, status, iterations, active, factor, exact)
+        # Each kind of problem runs with the others in their places: an element that moved in
+        # memory would get other roundings.
+        singular, bad = singular.expand(rows.batch), malformed(rows)
+        linear = (rows.P == 0).all(-1).all(-1) & ~bad
         x = rows.q.new_full((rows.batch, rows.n), torch.nan)
         nu = rows.q.new_full((rows.batch, rows.count), torch.nan)
         status = torch.full((rows.batch,), int(Status.NUMERICAL_ERROR))
         iterations = torch.zeros_like(status)
-        bad = malformed(rows)
-        linear = (rows.P == 0).all(-1).all(-1) & ~bad
-        methods = (
+        for mask, method in (
             (~singular & ~bad, self._strictly_convex),
             (linear, self._linear),
             (singular & ~linear & ~bad, self._singular),
-        )
-        for mask, method in methods:
-            index = torch.nonzero(mask.expand(rows.batch)).reshape(-1)
-            if len(index):
-                part = kkt.Factor(*(t if t.shape[0] == 1 else t[index] for t in factor))
-                guess = sense if sense.shape[0] == 1 else sense[index.numpy()]
-                found = method(rows.pick(index), part, guess)
-                x[index], nu[index], status[index], iterations[index] = found
+        ):
+            if bool(mask.any()):
+                found = method(rows, factor, sense, mask.numpy())
+                for whole, part in zip((x, nu, status, iterations), found, strict=True):
+                    whole[mask] = part[mask]
         active = ((nu != 0) & ~nu.isnan()) | rows.fixed
         factor = kkt.augment(rows.P, rows.C, factor, active, singular)
-        exact = (~singular).expand(rows.batch)
-        return Iterate(x, nu, status, iterations, active, factor, exact)
+        return Iterate(x, nu, status, iterations, active, factor, ~singular)
 
     def _strictly_convex(
-        self, rows: Rows, factor: kkt.Factor, sense: "_daqp.Ints"
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        L, M = factor.L, factor.M.numpy()
-        norm = factor.norm.numpy()
+        self, rows: Rows, factor: kkt.Factor, sense: Ints, wanted: Mask | None
+    ) -> Found:
+        L, M, norm = factor.L, factor.M.numpy(), factor.norm.numpy()
         v = kkt.solve_lower(L, rows.q[..., None]).numpy()
         shift = (M @ v)[..., 0]
         upper, lower = rows.upper.numpy() / norm + shift, rows.lower.numpy() / norm + shift
         # The library reports success on NaN, having dropped the row.
         bad = np.isnan(upper).any(-1) | np.isnan(lower).any(-1) | np.isnan(v[..., 0]).any(-1)
         if bad.any():
-            upper[bad], lower[bad] = 0.0, 0.0
-            M = np.where(bad[:, None, None], 0.0, M)
+            bad = np.broadcast_to(bad, rows.batch)
+            wanted = ~bad if wanted is None else wanted & ~bad
         u, lam, status, iterations = _daqp.solve_batch(
-            None, None, M, upper, lower, sense, rows.batch, self.max_iter
+            None, None, M, upper, lower, sense, rows.batch, self.max_iter, wanted
         )
         x = kkt.solve_upper(L, torch.from_numpy(u[..., None] - v))[..., 0]
-        if bad.any():
-            status[bad], x[torch.from_numpy(bad)] = Status.NUMERICAL_ERROR, torch.nan
         lam /= norm
         return x, *(torch.from_numpy(t) for t in (lam, status, iterations))
 
     def _linear(
-        self, rows: Rows, factor: kkt.Factor, sense: "_daqp.Ints"
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, rows: Rows, factor: kkt.Factor, sense: Ints, wanted: Mask
+    ) -> Found:
         """A linear program as it is, with unit rows."""
-        return self._unfactored(rows, None, rows.q, sense)
+        return self._unfactored(rows, None, rows.q, sense, wanted)
 
     def _singular(
-        self, rows: Rows, factor: kkt.Factor, sense: "_daqp.Ints"
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, rows: Rows, factor: kkt.Factor, sense: Ints, wanted: Mask
+    ) -> Found:
         """The program as it is, with unit rows and an objective of size one."""
         scale = rows.P.abs().amax((-2, -1))
+        scale = torch.where(scale > 0, scale, 1.0)
         x, nu, status, iterations = self._unfactored(
-            rows, rows.P / scale[:, None, None], rows.q / scale[:, None], sense
+            rows, rows.P / scale[:, None, None], rows.q / scale[:, None], sense, wanted
         )
         return x, nu * scale[:, None], status, iterations
 
     def _unfactored(
-        self, rows: Rows, P: Tensor | None, q: Tensor, sense: "_daqp.Ints"
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, rows: Rows, P: Tensor | None, q: Tensor, sense: Ints, wanted: Mask
+    ) -> Found:
         norm = torch.linalg.vector_norm(rows.C, dim=-1)
         norm = torch.where(norm > 0, norm, 1.0)
         x, lam, status, iterations = _daqp.solve_batch(
@@ -142,12 +144,13 @@ class ActiveSet(QPSolver):
             sense,
             rows.batch,
             self.max_iter,
+            wanted,
         )
-        x, lam, status, iterations = map(torch.from_numpy, (x, lam, status, iterations))
-        return x, lam / norm, status, iterations
+        found = [torch.from_numpy(t) for t in (x, lam, status, iterations)]
+        return found[0], found[1] / norm, found[2], found[3]
 
 
-def _sense(rows: Rows, start: Start | None) -> "_daqp.Ints":
+def _sense(rows: Rows, start: Start | None) -> Ints:
     """Equalities, and the guess of the active rows from an earlier solution."""
     fixed = rows.fixed
     if start is None:

@@ -9,6 +9,7 @@ from .active_set import ActiveSet
 from .interior_point import InteriorPoint
 from .proximal_interior_point import ProximalInteriorPoint
 from .rows import Rows
+from .screening import malformed
 from .solver import Outcome, Start, replace_part
 
 UNSETTLED = (Status.SOLVED_INACCURATE, Status.MAX_ITERATIONS, Status.NUMERICAL_ERROR)
@@ -33,11 +34,11 @@ class Automatic(ActiveSet):
         outcome = super().solve_rows(rows, start, with_factor=with_factor)
         if not outcome.status.numpy().any():  # all SOLVED
             return outcome
-        index = torch.nonzero(torch.isin(outcome.status, torch.tensor(UNSETTLED))).reshape(-1)
-        if not len(index):
-            return outcome
-        second = ProximalInteriorPoint(**tolerances).solve_rows(
-            rows.pick(index), with_factor=with_factor
-        )
-        better = second.status < outcome.status[index]
-        return replace_part(outcome, second, index, better)
+        unsettled = torch.isin(outcome.status, torch.tensor(UNSETTLED)) & ~malformed(rows)
+        for i in torch.nonzero(unsettled):  # alone: in company its roundings would depend on it
+            second = ProximalInteriorPoint(**tolerances).solve_rows(
+                rows.pick(i), with_factor=with_factor
+            )
+            better = second.status < outcome.status[i]
+            outcome = replace_part(outcome, second, i, better)
+        return outcome

@@ -13,6 +13,7 @@ optimality conditions as well, every derivative. With :math:`P = L L^\top` and :
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,26 +93,33 @@ def augment(
         A factor with the full batch dimension.
     """
     batch, n = active.shape[0], P.shape[-1]
-    index = torch.nonzero(singular.expand(batch)).reshape(-1)
-    P, C = (t.expand(batch, *t.shape[1:])[index] for t in (P, C))
-    Ca = C * active[index][..., None]
+    chosen = singular.expand(batch)
+    Ca = C * (active & chosen[:, None])[..., None]
     P_size = P.diagonal(dim1=-2, dim2=-1).mean(-1)
     C_size = Ca.square().sum((-2, -1)) / n
     rho = torch.where(P_size > 0, P_size, 1.0) / torch.where(C_size > 0, C_size, 1.0)
-    H = P + rho[:, None, None] * (Ca.mT @ Ca)
+    H = P + rho[:, None, None] * one_by_one(Ca.mT, Ca)
     L, info = torch.linalg.cholesky_ex(H)
     pivots = L.diagonal(dim1=-2, dim2=-1).square()
     regular = (pivots > 1e-12 * H.diagonal(dim1=-2, dim2=-1)).all(-1) & (info == 0)
     L = torch.where(regular[:, None, None], L, torch.eye(n).to(L))
+    L = torch.where(chosen[:, None, None], L, factor.L)
     M, norm = transform(L, C)
-    rho = torch.where(regular, rho, torch.nan)
+    rho = torch.where(chosen, torch.where(regular, rho, torch.nan), factor.rho)
+    return Factor(L, M, norm, rho)
 
-    def put(whole: Tensor, values: Tensor) -> Tensor:
-        return whole.expand(batch, *whole.shape[1:]).clone().index_copy_(0, index, values)
 
-    return Factor(
-        put(factor.L, L), put(factor.M, M), put(factor.norm, norm), put(factor.rho, rho)
-    )
+def one_by_one(a: Tensor, b: Tensor) -> Tensor:
+    """The products of two batches of matrices, each the same to the last bit in any company.
+
+    On a CPU torch multiplies a batch in blocks that depend on its size; numpy goes through it.
+    """
+    if a.device.type != "cpu":
+        return a @ b
+    shape = (max(a.shape[0], b.shape[0]), a.shape[1], b.shape[2])
+    product = torch.empty(shape if a.shape[0] and b.shape[0] else (0, *shape[1:]), dtype=a.dtype)
+    np.matmul(a.numpy(), b.numpy(), out=product.numpy())  # in torch's memory, for its alignment
+    return product
 
 
 def factor_for(P: Tensor, C: Tensor, active: Tensor) -> Factor:
@@ -181,11 +189,12 @@ def _solve_chunk(
 ) -> tuple[Tensor, Tensor]:
     L, M, norm, rho = factor
     shared = M.shape[0] == 1
+    times = torch.matmul if size is None else one_by_one
     right = r_x
     augmented = bool((rho != 0).any())
     if augmented:
         weighted = (r_nu * active[..., None]) * torch.nan_to_num(rho)[:, None, None]
-        right = r_x + system()[1].mT @ weighted
+        right = r_x + times(system()[1].mT, weighted)
     w = solve_lower(L, right)
     index, valid = padded_indices(active, size)
     singular = torch.isnan(rho) if augmented else None
@@ -194,13 +203,13 @@ def _solve_chunk(
         columns = index[..., None].expand(*index.shape, r_x.shape[-1])
         residual = -(r_nu / norm[..., None]).gather(1, columns)
         if shared:
-            residual += (M @ w).gather(1, columns)
-            gram = M[0] @ M[0].mT
+            residual += times(M, w).gather(1, columns)
+            gram = times(M, M.mT)[0]
             S = gram[index[:, :, None], index[:, None, :]]
         else:
             Ma = gather_rows(M, index)
-            residual += Ma @ w
-            S = Ma @ Ma.mT
+            residual += times(Ma, w)
+            S = times(Ma, Ma.mT)
         if valid is not None:
             residual *= valid[..., None]
             S *= valid[:, :, None] & valid[:, None, :]
@@ -213,7 +222,7 @@ def _solve_chunk(
         if valid is not None:
             multipliers *= valid[..., None]  # dependent rows leave rubbish in the padding, too
         t_nu.scatter_add_(1, columns, multipliers)
-        w = w - (M.mT @ t_nu if shared else Ma.mT @ multipliers)
+        w = w - (times(M.mT, t_nu) if shared else times(Ma.mT, multipliers))
         t_nu /= norm[..., None]
     t_x = solve_upper(L, w)
     if singular is not None and bool(singular.any()):
@@ -235,6 +244,8 @@ def _least_norm(
     K = torch.cat(
         [torch.cat([P, Ca.mT], 1), torch.cat([Ca, Ca.new_zeros(len(index), len(index))], 1)]
     )
+    if not bool(K.isfinite().all()):  # the eigenvalue routine would give up on the whole batch
+        return torch.full_like(r_x, torch.nan), torch.full_like(r_nu, torch.nan)
     values, vectors = torch.linalg.eigh(K)
     kept = values.abs() > RANK_TOLERANCE * values.abs().max()
     inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)

@@ -132,22 +132,6 @@ def stack(problem: QuadraticProgram, low: int = 0, high: int | None = None) -> R
     )
 
 
-def pick(problem: QuadraticProgram, index: Tensor) -> QuadraticProgram:
-    """The problems at ``index`` of the flat batch; what is shared stays shared."""
-    batch = problem.batch_shape.numel()
-
-    def take(name: str) -> Tensor | None:
-        t: Tensor | None = getattr(problem, name)
-        if t is None:
-            return None
-        t = flat(t, CORE_NDIM[name], problem.batch_shape)
-        if name == "q":  # says how many there are, even if it is shared
-            t = t.expand(batch, -1)
-        return t[index] if t.shape[0] == batch else t
-
-    return QuadraticProgram.trusted(*map(take, CORE_NDIM))
-
-
 def _stack(
     n: int,
     A: Tensor | None,
@@ -197,10 +181,16 @@ def symmetric(P: Tensor) -> Tensor:
     if P.device.type == "cpu" and P.dtype == torch.float64:
         matrix = P.numpy()
         probe = np.modf(np.arange(1.0, P.shape[-1] + 1) * 0.6180339887498949)[0] + 0.5
-        left, right = matrix @ probe, matrix.mT @ probe
-        with np.errstate(invalid="ignore"):
-            if (abs(left - right) <= 1e-12 * abs(left).max(initial=0.0)).all():
-                return P
+        with np.errstate(invalid="ignore", over="ignore"):
+            left, right = matrix @ probe, matrix.mT @ probe
+            differ = (abs(left - right) > 1e-12 * abs(left).max(-1, keepdims=True)).any(-1)
+        if not differ.any():
+            return P
+        # Only those that need it: what happens to one does not depend on the others.
+        index = torch.from_numpy(differ)
+        P = P.clone()
+        P[index] = 0.5 * (P[index] + P[index].mT)
+        return P
     return torch.add(P, P.mT).mul_(0.5)
 
 
