@@ -13,8 +13,9 @@ _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 def run(jobs: Sequence[Callable[[], None]]) -> None:
     """Run all jobs, the first one in the calling thread, and raise what any of them raised."""
-    if len(jobs) == 1:
-        jobs[0]()
+    if len(jobs) < 2:
+        for job in jobs:
+            job()
         return
     key = (os.getpid(), torch.get_num_threads())
     pool = _pools.get(key)

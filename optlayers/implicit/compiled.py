@@ -32,7 +32,9 @@ def solve_compiled(problem: "ImplicitProblem", *inputs: Tensor | None) -> tuple[
     Raises:
         NotImplementedError: If the layer is differentiated in forward mode or by ``torch.func``.
     """
-    if _transformed():
+    # Read in traced code the level becomes a guard: a graph compiled without dual numbers, which
+    # would drop their tangents, is not used for them later.
+    if forward_ad._current_level >= 0 or _transformed():
         raise NotImplementedError(NO_TRANSFORM)
     key = _key(_spell(problem))
     outputs: tuple[Tensor, ...] = _Compiled.apply(key, problem, *inputs)  # type: ignore[no-untyped-call]
@@ -110,19 +112,7 @@ def _solve_opaquely(inputs: list[Tensor | None], key: str) -> list[Tensor]:
     return [t.clone() for t in _problems[key].solve(*inputs)]
 
 
-def _solve_untransformed(inputs: list[Tensor | None], key: str) -> list[Tensor]:
-    """Refuse dual numbers: a graph compiled without gradients would run on them in silence."""
-    if forward_ad._current_level >= 0:
-        for t in inputs:
-            if t is not None and forward_ad.unpack_dual(t).tangent is not None:
-                raise NotImplementedError(NO_TRANSFORM)
-    with torch._C._AutoDispatchBelowAutograd():
-        outputs: list[Tensor] = torch.ops.optlayers.solve(inputs, key)
-    return outputs
-
-
 _library.impl("solve", _solve_opaquely, "CompositeExplicitAutograd")
-_library.impl("solve", _solve_untransformed, "Autograd")
 
 
 @torch.library.register_fake("optlayers::solve", lib=_library)  # type: ignore[untyped-decorator]

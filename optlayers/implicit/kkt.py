@@ -28,7 +28,7 @@ from solvers.qp import kkt, small
 from solvers.qp.quadratic_program import CORE_NDIM, broadcast_shapes
 from solvers.qp.rows import flat, symmetric
 
-from .batching import batch_first, outer, sum_to
+from .batching import batch_first, legacy_vmap_level, outer, sum_to
 from .function import Tensors, solve_implicitly
 
 DATA_NDIM = tuple(CORE_NDIM.values())
@@ -230,6 +230,7 @@ def nobody_differentiates(tensors: Tensors) -> bool:
         torch.is_grad_enabled()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
+        or legacy_vmap_level() > 0
     )
 
 
@@ -257,6 +258,8 @@ def pull_back(
     P, q, G, h, A, b, lb, ub = data
     x, _, z, _ = solution
     g_x, g_y, g_z, g_box, g_s, g_value = (*cotangents, None, None)[:6]
+    if G is None:
+        g_s = None  # there is no slack
     if g_s is not None:  # s = h - G x
         pull = -(G.mT @ g_s[..., None])[..., 0]
         g_x = pull if g_x is None else g_x + pull
@@ -346,7 +349,10 @@ class FixedActiveRows(KKTConditions):
 
         def whole() -> tuple[Tensor, Tensor]:
             return stacked_matrices(
-                *(None if t is None else group(t, 2) for t in (P, G, A)), n, count, batch_shape
+                *(None if t is None else group(t, 2) for t in (P, G, A)),
+                n,
+                count,
+                torch.Size((batch,)),
             )
 
         if system.L is None:

@@ -8,7 +8,7 @@ With any other release, or where the symbol is not exported, the Python function
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -24,6 +24,9 @@ Ints = NDArray[np.int32]
 
 # Violations below this are not seen; the default 1e-6 misses constraints, 1e-13 breaks the method.
 PRIMAL_TOLERANCE = 1e-11
+# Problems that look infeasible are asked again with this: rows that depend on each other contradict
+# each other by rounding, and the verdict on the result is the caller's.
+LOOSE_TOLERANCE = 1e-9
 # Proximal iterations for a singular Hessian stop at this step.
 PROXIMAL_TOLERANCE = 1e-12
 
@@ -95,12 +98,15 @@ def solve_batch(
     x, lam = np.empty((batch, n)), np.empty((batch, rows))
     if wanted is None:
         wanted = np.ones(batch, np.bool_)
-    function = _c_function()
+    function, ranges = _c_function(), _ranges(batch, n, rows)
     if function is None:
-        solve_range = _by_python(given, x, lam, max_iter, wanted)
+        solve_ranges = _by_python(given, x, lam, max_iter)
     else:
-        solve_range = _by_pointers(function, given, x, lam, max_iter, wanted)
-    flags, iterations = solve_range(_ranges(batch, n, rows))
+        solve_ranges = _by_pointers(function, given, x, lam, max_iter)
+    flags, iterations = solve_ranges(ranges, wanted, PRIMAL_TOLERANCE)
+    infeasible = wanted & ((flags == -1) | (flags == -6))
+    if infeasible.any():
+        flags, iterations = solve_ranges(ranges, infeasible, LOOSE_TOLERANCE)
     status = np.full(batch, int(Status.NUMERICAL_ERROR), dtype=np.int64)
     for flag, outcome in FLAGS.items():
         status[flags == flag] = outcome
@@ -120,7 +126,7 @@ def solve_each(
     max_iter: int,
     wanted: NDArray[np.bool_],
 ) -> tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.int64]]:
-    """The same for a few problems, one call each.
+    """The same for a few strictly convex problems, one call each.
 
     All arrays are contiguous and have the full batch dimension; ``wanted`` says which to solve. The
     third result says which are solved; the rest hold zeros.
@@ -133,7 +139,7 @@ def solve_each(
         if wanted[i]:
             found, _, flag, info = daqp.solve(
                 H[i], f[i], A[i], upper[i], lower[i], sense[i],
-                primal_tol=PRIMAL_TOLERANCE, iter_limit=max_iter, eq_reduction=-1,
+                primal_tol=PRIMAL_TOLERANCE, iter_limit=max_iter, eps_prox=0.0, eq_reduction=-1,
             )  # fmt: skip
             if flag == 1:
                 x[i], lam[i], solved[i], iterations[i] = (
@@ -151,7 +157,7 @@ def _ranges(batch: int, n: int, rows: int) -> list[tuple[int, int]]:
 
 
 Ranges = list[tuple[int, int]]
-SolveRanges = Callable[[Ranges], tuple[Ints, Ints]]
+SolveRanges = Callable[[Ranges, NDArray[np.bool_], float], tuple[Ints, Ints]]
 
 
 def _by_pointers(
@@ -160,7 +166,6 @@ def _by_pointers(
     x: Floats,
     lam: Floats,
     max_iter: int,
-    wanted: NDArray[np.bool_],
 ) -> SolveRanges:
     batch, n = x.shape
     problems, results = np.zeros(batch, PROBLEM), np.zeros(batch, RESULT)
@@ -175,7 +180,7 @@ def _by_pointers(
         PROXIMAL_TOLERANCE, 1e-6, 0.0, 0.0, 3.7e-11, 1e-9, 0.0, 0.0, -1, 1,
     )  # fmt: skip
 
-    def solve(low: int, high: int) -> None:
+    def solve(low: int, high: int, wanted: NDArray[np.bool_]) -> None:
         result = results.ctypes.data + low * RESULT.itemsize
         problem = problems.ctypes.data + low * PROBLEM.itemsize
         setting = settings.ctypes.data
@@ -185,8 +190,11 @@ def _by_pointers(
             result += RESULT.itemsize
             problem += PROBLEM.itemsize
 
-    def solve_ranges(ranges: Ranges) -> tuple[Ints, Ints]:
-        _threads.run([lambda ends=ends: solve(*ends) for ends in ranges] or [lambda: None])
+    def solve_ranges(
+        ranges: Ranges, wanted: NDArray[np.bool_], tolerance: float
+    ) -> tuple[Ints, Ints]:
+        settings["primal"] = tolerance
+        _threads.run([partial(solve, low, high, wanted) for low, high in ranges])
         return results["flag"], results["iterations"]
 
     return solve_ranges
@@ -200,9 +208,7 @@ def _addresses(array: NDArray[Any], batch: int) -> NDArray[np.uint64] | int:
     return start + np.arange(batch, dtype=np.uint64) * np.uint64(array.strides[0])
 
 
-def _by_python(
-    given: list[Any], x: Floats, lam: Floats, max_iter: int, wanted: NDArray[np.bool_]
-) -> SolveRanges:
+def _by_python(given: list[Any], x: Floats, lam: Floats, max_iter: int) -> SolveRanges:
     import daqp
 
     batch = x.shape[0]
@@ -211,19 +217,21 @@ def _by_python(
     def pick(array: NDArray[Any] | None, i: int) -> NDArray[Any] | None:
         return None if array is None else array[i if array.shape[0] > 1 else 0]
 
-    def solve(low: int, high: int) -> None:
+    def solve(low: int, high: int, wanted: NDArray[np.bool_], tolerance: float) -> None:
         for i in np.flatnonzero(wanted[low:high]) + low:
             x[i], _, flags[i], info = daqp.solve(
                 *(pick(array, i) for array in given),
-                primal_tol=PRIMAL_TOLERANCE,
+                primal_tol=tolerance,
                 eta_prox=PROXIMAL_TOLERANCE,
                 iter_limit=max_iter,
                 eq_reduction=-1,
             )
             lam[i], iterations[i] = info["lam"], info["iterations"]
 
-    def solve_ranges(ranges: Ranges) -> tuple[Ints, Ints]:
-        _threads.run([lambda ends=ends: solve(*ends) for ends in ranges] or [lambda: None])
+    def solve_ranges(
+        ranges: Ranges, wanted: NDArray[np.bool_], tolerance: float
+    ) -> tuple[Ints, Ints]:
+        _threads.run([partial(solve, low, high, wanted, tolerance) for low, high in ranges])
         return flags, iterations
 
     return solve_ranges

@@ -59,6 +59,7 @@ class ActiveSet(QPSolver):
         index = torch.arange(len(settled))
         return replace_part(outcome, super().run(problem), index, torch.from_numpy(~settled))
 
+    @np.errstate(all="ignore")  # what is not finite is found and said in the verdict
     def iterate(self, rows: Rows, start: Start | None) -> Iterate:
         """Solve each problem; the active rows and the factor are exact."""
         if rows.q.device.type != "cpu":

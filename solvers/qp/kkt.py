@@ -118,7 +118,8 @@ def one_by_one(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
     shape = (max(a.shape[0], b.shape[0]), a.shape[1], b.shape[2])
     product = torch.empty(shape if a.shape[0] and b.shape[0] else (0, *shape[1:]), dtype=a.dtype)
-    np.matmul(a.numpy(), b.numpy(), out=product.numpy())  # in torch's memory, for its alignment
+    with np.errstate(all="ignore"):  # in torch's memory, for its alignment
+        np.matmul(a.numpy(), b.numpy(), out=product.numpy())
     return product
 
 

@@ -258,12 +258,17 @@ def unflatten(outcome: Outcome, problem: QuadraticProgram) -> Solution:
 def polish(rows: Rows, factor: kkt.Factor, active: Tensor, nu: Tensor) -> Start:
     """Solve with the active rows as equalities, at the end where each multiplier says it is."""
     at = torch.where(nu < 0, rows.lower, rows.upper)
-    at = torch.where(active & torch.isfinite(at), at, 0.0)
-    q = rows.q.expand(rows.batch, -1)
-    new_x, new_nu = kkt.solve(
-        lambda: (rows.P, rows.C), factor, active, -q[..., None], at[..., None], size=rows.count
-    )
-    return new_x[..., 0], new_nu[..., 0]
+    at = torch.where(active & torch.isfinite(at), at, 0.0)[..., None]
+    q = rows.q.expand(rows.batch, -1)[..., None]
+    x, multipliers = torch.zeros_like(q), torch.zeros_like(at)
+    for _ in range(2):  # the second time for what rounding left
+        r_x = -q - kkt.one_by_one(rows.P, x) - kkt.one_by_one(rows.C.mT, multipliers)
+        r_nu = torch.where(active[..., None], at - kkt.one_by_one(rows.C, x), 0.0)
+        t_x, t_nu = kkt.solve(
+            lambda: (rows.P, rows.C), factor, active, r_x, r_nu, size=rows.count
+        )
+        x, multipliers = x + t_x, multipliers + t_nu
+    return x[..., 0], multipliers[..., 0]
 
 
 def table(name: str, outcome: Outcome) -> str:
