@@ -1,6 +1,7 @@
 r"""Dual active set: the default on a CPU, exact to rounding, problem by problem in compiled code."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ..solution import Status
 from . import _daqp, kkt, small
+from .elimination import Elimination
 from .quadratic_program import QuadraticProgram
 from .rows import Rows
 from .screening import malformed
@@ -107,9 +109,18 @@ class ActiveSet(QPSolver):
         if bad.any():
             bad = np.broadcast_to(bad, rows.batch)
             wanted = ~bad if wanted is None else wanted & ~bad
-        u, lam, status, iterations = _daqp.solve_batch(
-            None, None, M, upper, lower, sense, rows.batch, self.max_iter, wanted
-        )
+        solve = partial(_daqp.solve_batch, None, None)
+        elimination = Elimination.of(M, rows.p)
+        if elimination is None:
+            u, lam, status, iterations = solve(
+                M, upper, lower, sense, rows.batch, self.max_iter, wanted
+            )
+        else:
+            reduced = elimination.reduce(upper, lower)
+            w, lam, status, iterations = solve(
+                *reduced, sense[:, rows.p :], rows.batch, self.max_iter, wanted
+            )
+            u, lam = elimination.expand(w, lam)
         x = kkt.solve_upper(L, torch.from_numpy(u[..., None] - v))[..., 0]
         lam /= norm
         return x, *(torch.from_numpy(t) for t in (lam, status, iterations))
