@@ -189,7 +189,6 @@ def _solve_chunk(
     size: int | None,
 ) -> tuple[Tensor, Tensor]:
     L, M, norm, rho = factor
-    shared = M.shape[0] == 1
     times = torch.matmul if size is None else one_by_one
     right = r_x
     augmented = bool((rho != 0).any())
@@ -197,34 +196,16 @@ def _solve_chunk(
         weighted = (r_nu * active[..., None]) * torch.nan_to_num(rho)[:, None, None]
         right = r_x + times(system()[1].mT, weighted)
     w = solve_lower(L, right)
-    index, valid = padded_indices(active, size)
     singular = torch.isnan(rho) if augmented else None
-    t_nu = torch.zeros_like(r_nu)
-    if index.shape[-1]:
-        columns = index[..., None].expand(*index.shape, r_x.shape[-1])
-        residual = -(r_nu / norm[..., None]).gather(1, columns)
-        if shared:
-            residual += times(M, w).gather(1, columns)
-            gram = times(M, M.mT)[0]
-            S = gram[index[:, :, None], index[:, None, :]]
-        else:
-            Ma = gather_rows(M, index)
-            residual += times(Ma, w)
-            S = times(Ma, Ma.mT)
-        if valid is not None:
-            residual *= valid[..., None]
-            S *= valid[:, :, None] & valid[:, None, :]
-            S.diagonal(dim1=-2, dim2=-1).add_((~valid).to(S))
-        LS, info = torch.linalg.cholesky_ex(S)
-        pivots = LS.diagonal(dim1=-2, dim2=-1)
-        dependent = (info != 0) | (pivots.amin(-1) ** 2 < DEPENDENT)
+    target = r_nu / norm[..., None]
+    if active.any():
+        solve_rows = _shared_rows if M.shape[0] == 1 else _own_rows
+        multipliers, pull, dependent = solve_rows(M, active, w, target, size)
         singular = dependent if singular is None else dependent | singular
-        multipliers = torch.cholesky_solve(residual, LS)
-        if valid is not None:
-            multipliers *= valid[..., None]  # dependent rows leave rubbish in the padding, too
-        t_nu.scatter_add_(1, columns, multipliers)
-        w = w - (times(M.mT, t_nu) if shared else times(Ma.mT, multipliers))
-        t_nu /= norm[..., None]
+        w = w - pull
+        t_nu = multipliers / norm[..., None]
+    else:
+        t_nu = torch.zeros_like(target)
     t_x = solve_upper(L, w)
     if singular is not None and bool(singular.any()):
         P, C = system()
@@ -233,6 +214,79 @@ def _solve_chunk(
                 P[min(i, P.shape[0] - 1)], C[min(i, C.shape[0] - 1)], active[i], r_x[i], r_nu[i]
             )
     return t_x, t_nu
+
+
+def _own_rows(
+    M: Tensor, active: Tensor, w: Tensor, target: Tensor, size: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Multipliers with :math:`M_a M_a^\top \lambda = M_a w - target`, where ``M`` is one's own.
+
+    Returns:
+        The multipliers ``(B, rows, columns)``, :math:`M_a^\top \lambda`, and a mask ``(B)`` of the
+        problems whose active rows depend on each other.
+    """
+    times = torch.matmul if size is None else one_by_one
+    index, valid = padded_indices(active, size)
+    columns = index[..., None].expand(*index.shape, w.shape[-1])
+    Ma = gather_rows(M, index)
+    found, dependent = _solve_schur(
+        times(Ma, Ma.mT), times(Ma, w) - target.gather(1, columns), valid, size
+    )
+    return torch.zeros_like(target).scatter_add_(1, columns, found), times(Ma.mT, found), dependent
+
+
+def _shared_rows(
+    M: Tensor, active: Tensor, w: Tensor, target: Tensor, size: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where all problems have the same rows: one Gram matrix serves them all.
+
+    Rows that are active everywhere (equalities, above all) are eliminated from it once.
+    """
+    times = torch.matmul if size is None else one_by_one
+    residual, gram = times(M, w) - target, times(M, M.mT)[0]
+    everywhere = active.all(0)
+    common = torch.nonzero(everywhere).reshape(-1)
+    eliminated = size is None and len(active) > 1 and len(common) > 0
+    if eliminated:
+        Le, info = torch.linalg.cholesky_ex(gram[common][:, common])
+        eliminated = int(info) == 0 and float(Le.diagonal().min()) ** 2 > DEPENDENT
+    if eliminated:
+        E = torch.cholesky_solve(gram[common], Le)
+        gram_rest = gram - gram[:, common] @ E
+        residual_common = residual[:, common]
+        residual = residual - E.mT @ residual_common
+        rest = active & ~everywhere
+    else:
+        gram_rest, rest = gram, active
+    index, valid = padded_indices(rest, size)
+    columns = index[..., None].expand(*index.shape, w.shape[-1])
+    S = gram_rest[index[:, :, None], index[:, None, :]]
+    found, dependent = _solve_schur(S, residual.gather(1, columns), valid, size)
+    multipliers = torch.zeros_like(target).scatter_add_(1, columns, found)
+    if eliminated:
+        left = residual_common - gram[common] @ multipliers
+        wide = left.permute(1, 0, 2).reshape(len(common), -1)
+        solved = torch.cholesky_solve(wide, Le).reshape(len(common), *left.shape[::2])
+        multipliers[:, common] = solved.permute(1, 0, 2)
+    return multipliers, times(M.mT, multipliers), dependent
+
+
+def _solve_schur(
+    S: Tensor, residual: Tensor, valid: Tensor | None, size: int | None
+) -> tuple[Tensor, Tensor]:
+    """Solve with padded Schur complements; say which are singular."""
+    if valid is not None:
+        residual = residual * valid[..., None]
+        S = S * (valid[:, :, None] & valid[:, None, :])
+        S.diagonal(dim1=-2, dim2=-1).add_((~valid).to(S))
+    if not S.shape[-1]:
+        return residual, torch.zeros(len(S), dtype=torch.bool, device=S.device)
+    LS, info = torch.linalg.cholesky_ex(S)
+    dependent = (info != 0) | (LS.diagonal(dim1=-2, dim2=-1).amin(-1) ** 2 < DEPENDENT)
+    found = torch.cholesky_solve(residual, LS)
+    if valid is not None:
+        found = found * valid[..., None]  # dependent rows leave rubbish in the padding, too
+    return found, dependent
 
 
 def _least_norm(

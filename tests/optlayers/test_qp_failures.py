@@ -344,7 +344,7 @@ WRONG = {
     "q is missing": ({"q": None}, TypeError, "q must be a real floating-point tensor; got NoneTyp"),
     "q has integers": ({"q": torch.tensor([1, 2])}, TypeError, "q must be .* got torch.int64"),
     "P is complex": ({"P": torch.eye(2) + 0j}, TypeError, "P must be a real .* got torch.complex64"),
-    "G is an array": ({"G": eye(2).numpy()}, TypeError, "G must be .* got ndarray.* as_tensor"),
+    "G is an array": ({"G": eye(2).numpy()}, TypeError, "G must be .* got ndarray.*as_tensor"),
     "q is a number": ({"q": tensor(1.0)}, ValueError, r"q must have at least 1 dim.* q.reshape\(1\)"),
     "P is a number": ({"P": tensor(1.0)}, ValueError, r"P must have .* P.reshape\(1, 1\)"),
     "q is empty": ({"q": tensor([])}, ValueError, "q must have at least one entry"),
