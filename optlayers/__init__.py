@@ -2,6 +2,7 @@
 
 # First, since what follows imports `solvers`: a user's file of that name is reported here.
 from ._alias import solvers  # isort: split
+
 from .closest_feasible import ClosestFeasible, closest_feasible_qp
 from .failure import SolverWarning
 from .qp import Exact, qp

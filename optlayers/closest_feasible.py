@@ -19,7 +19,7 @@ class ClosestFeasible(NamedTuple):
 
     Attributes:
         solution: Of the program with the shifted constraints.
-        h_shift: What was added to ``h``, ``(*batch, m)``, not negative; zero where nothing was amiss.
+        h_shift: What was added to ``h``, ``(*batch, m)``; not negative, zero where all was well.
         b_shift: What was added to ``b``, ``(*batch, p)``.
     """
 
@@ -41,7 +41,7 @@ def closest_feasible_qp(
     solver: QPSolver | None = None,
     on_failure: OnFailure = "raise",
 ) -> ClosestFeasible:
-    r"""Solve a quadratic program whose constraints are first shifted as little as makes them feasible.
+    r"""Solve a quadratic program after shifting its constraints as little as makes them feasible.
 
     The shifts solve
 
@@ -93,10 +93,10 @@ def closest_feasible_qp(
     dtype = q.dtype
     for t in (P, G, h, A, b, lb, ub):
         dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)
-    P, q, G, h, A, b, lb, ub = (
-        None if t is None else t.to(torch.float64) for t in (P, q, G, h, A, b, lb, ub)
+    q = q.to(torch.float64)
+    P, G, h, A, b, lb, ub = (
+        None if t is None else t.to(torch.float64) for t in (P, G, h, A, b, lb, ub)
     )
-    assert q is not None
     n, m, p = q.shape[-1], 0 if G is None else G.shape[-2], 0 if A is None else A.shape[-2]
     h_shift, b_shift = q.new_zeros(*shape, m), q.new_zeros(*shape, p)
     if m + p:
@@ -120,7 +120,8 @@ def closest_feasible_qp(
             lengthen(lb, -torch.inf), lengthen(ub, torch.inf),
             solver=solver, on_failure=on_failure,
         )  # fmt: skip
-        assert shifts.z is not None and shifts.y is not None
+        assert shifts.z is not None
+        assert shifts.y is not None
         h_shift, b_shift = shifts.z, shifts.y
     solution = qp(
         P, q, G, None if h is None else h + h_shift, A, None if b is None else b + b_shift, lb, ub,

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from solvers.qp.choose import Automatic
+from solvers.qp.kkt import Factor
 from solvers.qp.quadratic_program import (
     CORE_NDIM,
     QuadraticProgram,
     broadcast_shapes,
     check,
 )
-from solvers.qp.kkt import Factor
 from solvers.qp.rows import flat, unstack
 from solvers.qp.solver import Outcome, QPSolver, unflatten
 from solvers.solution import Solution, Status
@@ -129,9 +129,7 @@ def qp(
         )
     if on_failure != "raise":
         solved = status <= int(Status.SOLVED_INACCURATE)  # the compiler takes no enumeration
-        x, y, z, z_box, s, objective = (
-            paint(t, solved) for t in (x, y, z, z_box, s, objective)
-        )
+        x, y, z, z_box, s, objective = (paint(t, solved) for t in (x, y, z, z_box, s, objective))
     if dtype != torch.float64:
         x, y, z, z_box, s, objective, primal, dual, gap = (
             t.to(dtype) for t in (x, y, z, z_box, s, objective, primal, dual, gap)
@@ -235,7 +233,11 @@ class SolvedProgram(KKTConditions):
         _, q, G, _, A, _, lb, ub = inputs[:8]
         assert q is not None
         shape = broadcast_shapes(
-            *(t.shape[: t.ndim - c] for t, c in zip(inputs, DATA_NDIM, strict=False) if t is not None)
+            *(
+                t.shape[: t.ndim - c]
+                for t, c in zip(inputs, DATA_NDIM, strict=False)
+                if t is not None
+            )
         )
         n, p, m = q.shape[-1], 0 if A is None else A.shape[-2], 0 if G is None else G.shape[-2]
         boxes = 0 if lb is None and ub is None else n

@@ -113,10 +113,8 @@ class QPLayer(nn.Module):
 
     def data(self) -> ProblemData:
         """The current problem data, differentiable in the parameters."""
-        like = next(self.parameters(), None)
-        eye = self.eps * torch.eye(
-            self.n, **({} if like is None else {"device": like.device, "dtype": like.dtype})
-        )
+        like = next(self.parameters(), torch.empty(0))
+        eye = self.eps * torch.eye(self.n, device=like.device, dtype=like.dtype)
         P = eye if self.L is None else self.L @ self.L.mT + eye
         lb = torch.zeros_like(eye[0]) if self.nonnegative else None
         h = b = None

@@ -76,7 +76,7 @@ def smooth_solution(
 
 
 class Barrier:
-    """Slacks, multipliers and curvatures of the barrier at ``x``; zero where there is no barrier."""
+    """Slacks, multipliers and curvatures of the barrier at ``x``; zero where there is none."""
 
     def __init__(self, mu: float, x: Tensor, data: Tensors, fine: Tensor) -> None:
         """Evaluate, with all that is infinite or unusable masked before it can make a NaN."""
@@ -149,7 +149,11 @@ class CentralPath:
         _, q, _, _, A, _, lb, ub, _ = inputs
         assert q is not None
         shape = broadcast_shapes(
-            *(t.shape[: t.ndim - c] for t, c in zip(inputs, DATA_NDIM, strict=False) if t is not None)
+            *(
+                t.shape[: t.ndim - c]
+                for t, c in zip(inputs, DATA_NDIM, strict=False)
+                if t is not None
+            )
         )
         n, p = q.shape[-1], 0 if A is None else A.shape[-2]
         sizes = (n, p, 0 if lb is ub is None else n)
@@ -160,12 +164,10 @@ class CentralPath:
         self, inputs: Tensors, outputs: Sequence[Tensor], barrier: Barrier
     ) -> tuple[Tensor, System]:
         """Hessian and active rows of the linear system: equalities and fixed variables."""
-        P, q, G, _, A = inputs[:5]
+        P, _, G, _, A = inputs[:5]
         x, _, w, fine = outputs
         good = fine[..., None]
-        H = torch.diag_embed(
-            torch.where(good, barrier.weight_lower + barrier.weight_upper, 1.0)
-        )
+        H = torch.diag_embed(torch.where(good, barrier.weight_lower + barrier.weight_upper, 1.0))
         if P is not None:
             H = H + 0.5 * (P + P.mT)
         if G is not None:
@@ -218,7 +220,7 @@ class CentralPath:
 
     def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
         """The same solve with the change of the conditions on the right."""
-        P, q, G, h, A, b, lb, ub = inputs[:8]
+        G, A = inputs[2], inputs[4]
         x, y, w, fine = outputs
         d_P, d_q, d_G, d_h, d_A, d_b, d_lb, d_ub = tangents[:8]
         barrier = Barrier(self.mu, x, inputs[:8], fine)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import torch
 
@@ -30,4 +31,4 @@ def run(jobs: Sequence[Callable[[], None]]) -> None:
 def split(count: int, parts: int) -> list[tuple[int, int]]:
     """Cut ``range(count)`` into at most ``parts`` ranges of nearly equal length."""
     ends = [count * i // parts for i in range(parts + 1)]
-    return [(low, high) for low, high in zip(ends, ends[1:], strict=False) if high > low]
+    return [(low, high) for low, high in pairwise(ends) if high > low]

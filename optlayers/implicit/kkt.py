@@ -60,8 +60,8 @@ SYSTEM_NDIM = (1, 2, 2, 1, 0)
 class KKTConditions:
     """What the solved program and its adjoint have in common: ``vjp`` and ``jvp``.
 
-    The inputs begin with ``P, q, G, h, A, b, lb, ub``; the outputs begin with ``x, y, z, z_box`` and,
-    for the solved program, ``s, objective``.
+    The inputs begin with ``P, q, G, h, A, b, lb, ub``; the outputs begin with ``x, y, z, z_box``
+    and, for the solved program, ``s, objective``.
     """
 
     @property
@@ -117,29 +117,29 @@ class KKTConditions:
             return None
         P, _, G, _, A = inputs[:5]
         active = side.reshape(batch, count) != 0
-        if system.L is not None:
+        solve = None
+        if system.L is None:
+            matrices = stacked_matrices(P, G, A, n, count, batch_shape)
+            quadratic, rows = (t.numpy() for t in matrices)
+            solve = small.kkt_solver(quadratic, rows, active.numpy())
+            factor = None if solve is not None else kkt.factor_for(*matrices, active)
+        else:
             parts = zip(system[1:], SYSTEM_NDIM[1:], strict=True)
             factor = kkt.Factor(*(flat(t, core, batch_shape) for t, core in parts if t is not None))
 
-            def solve(right: Any) -> Any:
-                r = torch.from_numpy(right)[..., None]
-                t_x, t_nu = kkt.solve(
-                    lambda: stacked_matrices(P, G, A, n, count, batch_shape),
-                    factor,
-                    active,
-                    r[:, :n],
-                    r[:, n:],
-                )
-                return np.concatenate((t_x.numpy(), t_nu.numpy()), 1)[..., 0]
-        else:
-            if not small.is_small(batch, n + count):
-                return None
-            matrices = stacked_matrices(P, G, A, n, count, batch_shape)
-            regular = small.kkt_solver(*(t.numpy() for t in matrices), active.numpy())
-            if regular is None:
-                return None
-            solve = regular
+        def solve_by_factor(right: Any) -> Any:
+            assert factor is not None
+            r = torch.from_numpy(right)[..., None]
+            t_x, t_nu = kkt.solve(
+                lambda: stacked_matrices(P, G, A, n, count, batch_shape),
+                factor,
+                active,
+                r[:, :n],
+                r[:, n:],
+            )
+            return np.concatenate((t_x.numpy(), t_nu.numpy()), 1)[..., 0]
 
+        solve = solve or solve_by_factor
         p, m = (0 if t is None else t.shape[-2] for t in (A, G))
         ends = (n, n + p, n + p + m, n + count)
 
@@ -256,7 +256,7 @@ def pull_back(
         Gradients in the order of ``needed``, None where there is none.
     """
     P, q, G, h, A, b, lb, ub = data
-    x, _, z, _ = solution
+    x = solution[0]
     g_x, g_y, g_z, g_box, g_s, g_value = (*cotangents, None, None)[:6]
     if G is None:
         g_s = None  # there is no slack
@@ -348,12 +348,9 @@ class FixedActiveRows(KKTConditions):
         r_nu = torch.cat(ends, 1) if len(ends) > 1 else ends[0]
 
         def whole() -> tuple[Tensor, Tensor]:
-            return stacked_matrices(
-                *(None if t is None else group(t, 2) for t in (P, G, A)),
-                n,
-                count,
-                torch.Size((batch,)),
-            )
+            grouped = [None if t is None else group(t, 2) for t in (P, G, A)]
+            P_, G_, A_ = grouped
+            return stacked_matrices(P_, G_, A_, n, count, torch.Size((batch,)))
 
         if system.L is None:
             factor = kkt.factor_for(*whole(), active)
@@ -366,8 +363,10 @@ class FixedActiveRows(KKTConditions):
 
         def back(t: Tensor) -> Tensor:
             # A copy: forward mode cannot give a tangent to a view.
-            return t.permute(2, 0, 1).clone(memory_format=torch.contiguous_format).view(
-                *full, t.shape[1]
+            return (
+                t.permute(2, 0, 1)
+                .clone(memory_format=torch.contiguous_format)
+                .view(*full, t.shape[1])
             )
 
         return back(t_x), back(t_nu[:, :p]), back(t_nu[:, p : p + m]), back(t_nu[:, p + m :])
@@ -376,7 +375,8 @@ class FixedActiveRows(KKTConditions):
         """Shapes of the outputs."""
         P, q, G, h, A, b, lb, ub = inputs[:8]
         side = inputs[8]
-        assert q is not None and side is not None
+        assert q is not None
+        assert side is not None
         full = broadcast_shapes(
             *(t.shape[:-1] for t in (q, h, b, lb, ub, side) if t is not None),
             *(t.shape[:-2] for t in (P, G, A) if t is not None),

@@ -87,14 +87,12 @@ def solve_batch(
         wanted: Which to solve ``(B)``; by default all.
 
     Returns:
-        ``x`` ``(B, n)``, multipliers ``(B, rows)``, statuses and iterations ``(B)``. Failed problems
-        have NaN in the first two.
+        ``x`` ``(B, n)``, multipliers ``(B, rows)``, statuses and iterations ``(B)``. Problems that
+        failed have NaN in the first two.
     """
     rows, n = A.shape[-2:]
     # The library takes raw pointers: anything but contiguous memory would be read wrongly.
-    given = [
-        None if t is None else np.ascontiguousarray(t) for t in (H, f, A, upper, lower, sense)
-    ]
+    given = [None if t is None else np.ascontiguousarray(t) for t in (H, f, A, upper, lower, sense)]
     x, lam = np.empty((batch, n)), np.empty((batch, rows))
     if wanted is None:
         wanted = np.ones(batch, np.bool_)
@@ -218,7 +216,7 @@ def _by_python(given: list[Any], x: Floats, lam: Floats, max_iter: int) -> Solve
         return None if array is None else array[i if array.shape[0] > 1 else 0]
 
     def solve(low: int, high: int, wanted: NDArray[np.bool_], tolerance: float) -> None:
-        for i in np.flatnonzero(wanted[low:high]) + low:
+        for i in (np.flatnonzero(wanted[low:high]) + low).tolist():
             x[i], _, flags[i], info = daqp.solve(
                 *(pick(array, i) for array in given),
                 primal_tol=tolerance,

@@ -1,4 +1,4 @@
-r"""Dual active set: the default on a CPU, exact to rounding, problem by problem in compiled code."""
+r"""Dual active set: the default on a CPU, exact to rounding, each problem in compiled code."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -123,17 +123,13 @@ class ActiveSet(QPSolver):
             u, lam = elimination.expand(w, lam)
         x = kkt.solve_upper(L, torch.from_numpy(u[..., None] - v))[..., 0]
         lam /= norm
-        return x, *(torch.from_numpy(t) for t in (lam, status, iterations))
+        return x, torch.from_numpy(lam), torch.from_numpy(status), torch.from_numpy(iterations)
 
-    def _linear(
-        self, rows: Rows, factor: kkt.Factor, sense: Ints, wanted: Mask
-    ) -> Found:
+    def _linear(self, rows: Rows, factor: kkt.Factor, sense: Ints, wanted: Mask) -> Found:
         """A linear program as it is, with unit rows."""
         return self._unfactored(rows, None, rows.q, sense, wanted)
 
-    def _singular(
-        self, rows: Rows, factor: kkt.Factor, sense: Ints, wanted: Mask
-    ) -> Found:
+    def _singular(self, rows: Rows, factor: kkt.Factor, sense: Ints, wanted: Mask) -> Found:
         """The program as it is, with unit rows and an objective of size one."""
         scale = rows.P.abs().amax((-2, -1))
         scale = torch.where(scale > 0, scale, 1.0)

@@ -28,17 +28,16 @@ class Automatic(ActiveSet):
         self, rows: Rows, start: Start | None = None, *, with_factor: bool = False
     ) -> Outcome:
         """Solve with the first choice, then again what that left open."""
-        tolerances = {"eps_abs": self.eps_abs, "eps_rel": self.eps_rel}
         if rows.q.device.type != "cpu":
-            return InteriorPoint(**tolerances).solve_rows(rows, start, with_factor=with_factor)
+            elsewhere = InteriorPoint(self.eps_abs, self.eps_rel)
+            return elsewhere.solve_rows(rows, start, with_factor=with_factor)
         outcome = super().solve_rows(rows, start, with_factor=with_factor)
         if not outcome.status.numpy().any():  # all SOLVED
             return outcome
         unsettled = torch.isin(outcome.status, torch.tensor(UNSETTLED)) & ~malformed(rows)
         for i in torch.nonzero(unsettled):  # alone: in company its roundings would depend on it
-            second = ProximalInteriorPoint(**tolerances).solve_rows(
-                rows.pick(i), with_factor=with_factor
-            )
+            fallback = ProximalInteriorPoint(self.eps_abs, self.eps_rel)
+            second = fallback.solve_rows(rows.pick(i), with_factor=with_factor)
             better = second.status < outcome.status[i]
             outcome = replace_part(outcome, second, i, better)
         return outcome

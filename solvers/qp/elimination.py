@@ -31,7 +31,7 @@ class Elimination:
 
     @classmethod
     def of(cls, M: Floats, p: int) -> "Elimination | None":
-        """For rows ``(1 or B, rows, n)`` whose first ``p`` are equalities; None where it won't do."""
+        """For rows ``(1 or B, rows, n)``, the first ``p`` equalities; None where it won't do."""
         if len(M) != 1 or not 0 < p < M.shape[-1] or not np.isfinite(M).all():
             return None
         made = cls(M[0], p)

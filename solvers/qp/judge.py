@@ -1,6 +1,8 @@
 """Residuals and status of a candidate, on the problem as the user posed it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,15 +64,23 @@ def judge(rows: Rows, x: Tensor, nu: Tensor, eps_abs: float, eps_rel: float) -> 
     """
     given = (rows.P, rows.q, rows.C, rows.lower, rows.upper, x, nu)
     if x.device.type != "cpu":
-        return Verdict(*measure(torch, *given, eps_abs, eps_rel))
-    # The same in numpy, whose calls cost a third of torch's: this is most of a small problem's time.
+        return Verdict(*measure(torch, given, eps_abs, eps_rel))
+    # In numpy, whose calls cost a third of torch's: this is much of a small problem's time.
     with np.errstate(all="ignore"):
-        measured = measure(np, *(t.numpy() for t in given), eps_abs, eps_rel)
+        measured = measure(np, [t.numpy() for t in given], eps_abs, eps_rel)
     return Verdict(*(torch.from_numpy(t) for t in measured))
 
 
-def measure(xp, P, q, C, lower, upper, x, nu, eps_abs, eps_rel):  # type: ignore[no-untyped-def]
-    """The verdict's entries, in numpy or in torch, whose functions have the same names here."""
+def measure(xp: Any, given: Sequence[Any], eps_abs: float, eps_rel: float) -> tuple[Any, ...]:
+    """The verdict's entries, in numpy or in torch, whose functions have the same names here.
+
+    Args:
+        xp: The module.
+        given: ``P, q, C, lower, upper, x, nu`` as its arrays.
+        eps_abs: See :func:`judge`.
+        eps_rel: See :func:`judge`.
+    """
+    P, q, C, lower, upper, x, nu = given
     Px = (P @ x[..., None])[..., 0]
     Cx = (C @ x[..., None])[..., 0]
     pull = (C.mT @ nu[..., None])[..., 0]

@@ -11,6 +11,7 @@ optimality conditions as well, every derivative. With :math:`P = L L^\top` and :
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -77,10 +78,8 @@ def transform(L: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     return M.div_(norm[..., None]), norm
 
 
-def augment(
-    P: Tensor, C: Tensor, factor: Factor, active: Tensor, singular: Tensor
-) -> Factor:
-    r"""Refactor the singular problems as :math:`P + \rho C_a^\top C_a`, which has the same solution.
+def augment(P: Tensor, C: Tensor, factor: Factor, active: Tensor, singular: Tensor) -> Factor:
+    r"""Refactor singular problems as :math:`P + \rho C_a^\top C_a`, which has the same solution.
 
     Args:
         P: Symmetric ``(1 or B, n, n)``.
@@ -148,13 +147,13 @@ def solve(
         active: Boolean ``(B, rows)``.
         r_x: ``(B, n, columns)``.
         r_nu: ``(B, rows, columns)``; only active entries count.
-        size: Number of active rows to make room for; by default as many as there are at most. A size
-            that does not depend on the batch gives results that do not, to the last bit.
+        size: Number of active rows to make room for; by default as many as there are at most. A
+            size that does not depend on the batch gives results that do not, to the last bit.
 
     Returns:
         ``t_x`` ``(B, n, columns)`` and ``t_nu`` ``(B, rows, columns)``, zero on inactive rows.
     """
-    batch, count = active.shape
+    batch = active.shape[0]
     n = r_x.shape[-2]
     most = size
     if most is None:
@@ -164,14 +163,18 @@ def solve(
         return _solve_chunk(system, factor, active, r_x, r_nu, size)
     t_x, t_nu = torch.empty_like(r_x), torch.empty_like(r_nu)
 
-    def cut(t: Tensor, low: int) -> Tensor:
-        return t if t.shape[0] == 1 else t[low : low + step]
+    def cut(t: Tensor, part: slice) -> Tensor:
+        return t if t.shape[0] == 1 else t[part]
+
+    def system_of(part: slice) -> tuple[Tensor, Tensor]:
+        P, C = system()
+        return cut(P, part), cut(C, part)
 
     for low in range(0, batch, step):
         part = slice(low, low + step)
         t_x[part], t_nu[part] = _solve_chunk(
-            lambda low=low: tuple(cut(t, low) for t in system()),
-            Factor(*(cut(t, low) for t in factor)),
+            partial(system_of, part),
+            Factor(*(cut(t, part) for t in factor)),
             active[part],
             r_x[part],
             r_nu[part],
@@ -350,12 +353,11 @@ def solve_upper(L: Tensor, X: Tensor) -> Tensor:
 
 
 def _solve_triangular(T: Tensor, X: Tensor, upper: bool) -> Tensor:
-    if T.shape[0] == X.shape[0]:
-        return torch.linalg.solve_triangular(T, X, upper=upper)
-    if X.shape[0] == 1:
-        return torch.linalg.solve_triangular(
-            T, X.expand(T.shape[0], -1, -1), upper=upper
-        )
+    solved: Tensor
+    if T.shape[0] == X.shape[0] or X.shape[0] == 1:
+        X = X.expand(T.shape[0], -1, -1)
+        solved = torch.linalg.solve_triangular(T, X, upper=upper)
+        return solved
     batch, n, columns = X.shape
     wide = X.permute(1, 0, 2).reshape(n, batch * columns)
     solved = torch.linalg.solve_triangular(T[0], wide, upper=upper)

@@ -64,9 +64,7 @@ class QuadraticProgram:
         problem.A, problem.b, problem.lb, problem.ub = A, b, lb, ub
         leading = {t.shape[:-1] for t in (q, h, b, lb, ub) if t is not None}
         leading.update(t.shape[:-2] for t in (P, G, A) if t is not None)
-        problem.batch_shape = (
-            leading.pop() if len(leading) == 1 else broadcast_shapes(*leading)
-        )
+        problem.batch_shape = leading.pop() if len(leading) == 1 else broadcast_shapes(*leading)
         return problem
 
     @property
@@ -88,8 +86,8 @@ class QuadraticProgram:
         """The same problem in another floating-point type."""
         if all(t is None or t.dtype == dtype for t in (getattr(self, k) for k in CORE_NDIM)):
             return self
-        given = {name: getattr(self, name) for name in CORE_NDIM}
-        return QuadraticProgram(**{k: None if t is None else t.to(dtype) for k, t in given.items()})
+        given = (getattr(self, name) for name in CORE_NDIM)
+        return QuadraticProgram.trusted(*(None if t is None else t.to(dtype) for t in given))
 
 
 def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
@@ -133,19 +131,17 @@ def check(
         ValueError: If shapes or devices do not fit together.
     """
     given = {"P": P, "q": q, "G": G, "h": h, "A": A, "b": b, "lb": lb, "ub": ub}
-    device = q.device if isinstance(q, Tensor) else None
     for name, t in given.items():
         if t is None and name != "q":
             continue
-        if isinstance(t, Tensor) and t.is_floating_point() and t.device == device:
-            if t.ndim >= CORE_NDIM[name]:
-                continue
-        if not isinstance(t, Tensor) or not t.is_floating_point():
-            got = f"{t.dtype} tensor" if isinstance(t, Tensor) else type(t).__name__
+        tensor: object = t  # whatever the annotations say
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            got = f"{tensor.dtype} tensor" if isinstance(tensor, Tensor) else type(t).__name__
             raise TypeError(
                 f"{where}: {name} must be a real floating-point tensor; got {got}. "
                 f"Convert it, e.g. torch.as_tensor({name}, dtype=torch.float64)."
             )
+        t = tensor
         if t.ndim < CORE_NDIM[name]:
             raise ValueError(
                 f"{where}: {name} must have at least {CORE_NDIM[name]} dimensions; got shape "
@@ -174,9 +170,7 @@ def check(
         if M.shape[-1] != n:
             _shape_error(where, matrix, M, f"{rows}, {n}", f"q has {n} entries")
         if v.shape[-1] != M.shape[-2]:
-            _shape_error(
-                where, vector, v, f"{M.shape[-2]}", f"{matrix} has {M.shape[-2]} rows"
-            )
+            _shape_error(where, vector, v, f"{M.shape[-2]}", f"{matrix} has {M.shape[-2]} rows")
     for name, t in (("lb", lb), ("ub", ub)):
         if t is not None and t.shape[-1] != n:
             _shape_error(where, name, t, f"{n}", f"q has {n} entries")
@@ -199,9 +193,14 @@ def check(
 def _shape_error(where: str, name: str, t: Tensor, core: str, because: str) -> None:
     hint = ""
     expected = [int(part) if part.isdigit() else None for part in core.split(", ")]
-    turned = [None if e is None else e == size for e, size in zip(expected, t.mT.shape[-2:])] if (
-        t.ndim >= 2 and len(expected) == 2
-    ) else []
+    turned = (
+        [
+            None if e is None else e == size
+            for e, size in zip(expected, t.mT.shape[-2:], strict=True)
+        ]
+        if (t.ndim >= 2 and len(expected) == 2)
+        else []
+    )
     if turned and all(match is not False for match in turned):
         hint = f" Did you mean {name}.mT?"
     raise ValueError(

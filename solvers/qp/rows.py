@@ -1,4 +1,4 @@
-r"""The form in which solvers see a quadratic program: :math:`l \le C x \le u`, one batch dimension."""
+r"""How solvers see a quadratic program: :math:`l \le C x \le u` with one batch dimension."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..solution import Solution
-from .quadratic_program import CORE_NDIM, QuadraticProgram
+from .quadratic_program import QuadraticProgram
 
 
 @dataclass(eq=False)
@@ -65,10 +65,8 @@ class Rows:
         batch = torch.empty(self.batch, device="cpu")[index].shape[0]
         if batch == self.batch == 1:
             return self
-        return Rows(
-            *(take(t) for t in (self.P, self.q, self.C, self.lower, self.upper)),
-            batch, self.p, self.m, self.is_linear,
-        )  # fmt: skip
+        P, q, C, lower, upper = map(take, (self.P, self.q, self.C, self.lower, self.upper))
+        return Rows(P, q, C, lower, upper, batch, self.p, self.m, self.is_linear)
 
 
 def flat(t: Tensor, core: int, batch_shape: torch.Size) -> Tensor:
@@ -123,10 +121,7 @@ def stack(problem: QuadraticProgram, low: int = 0, high: int | None = None) -> R
     matrices = part(problem.A, 2), part(problem.G, 2)
     vectors = part(problem.b, 1), part(problem.h, 1), part(problem.lb, 1), part(problem.ub, 1)
     C, lower, upper = _stack(n, *matrices, *vectors, like=q)
-    if P is None:
-        P_or_zero = q.new_zeros(1, n, n)
-    else:
-        P_or_zero = symmetric(P)
+    P_or_zero = q.new_zeros(1, n, n) if P is None else symmetric(P)
     return Rows(
         P_or_zero, linear_term, C, lower, upper, high - low, problem.p, problem.m, P is None
     )

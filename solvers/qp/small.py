@@ -1,10 +1,10 @@
 r"""A small problem, or a few: everything in numpy, because calls cost more than arithmetic.
 
-With five variables the compiled solver takes a microsecond, a call to numpy half of one and a call to
-torch two. So a handful of small, well-scaled, strictly convex problems goes straight to the compiled
-solver as it is, and derivatives invert the KKT matrix itself. Whatever is not plain (bad scaling, a
-failure, a residual that is not tiny, a matrix that is nearly singular) is left to the methods that
-can deal with it: both functions here then return None.
+With five variables the compiled solver takes a microsecond, a call to numpy half of one and a call
+to torch two. So a handful of small, well-scaled, strictly convex problems goes straight to the
+compiled solver as it is, and derivatives invert the KKT matrix itself. Whatever is not plain (bad
+scaling, a failure, a residual that is not tiny, a matrix that is nearly singular) is left to the
+methods that can deal with it.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,8 @@ Floats = NDArray[np.float64]
 # Largest side of the KKT matrix of a problem on its own, and in a batch; and the largest number of
 # entries of all of them together.
 SIDE, BATCH_SIDE, ENTRIES = 130, 60, 40_000
+# Largest side of KKT matrices that are inverted whole; beyond, factors of blocks are cheaper.
+INVERSE_SIDE = 30
 # The compiled solver drops tiny rows, and takes large Hessians for rows that are tiny.
 SMALLEST, LARGEST = 1e-2, 1e2
 # Condition number from which the inverse is not trusted.
@@ -34,9 +36,9 @@ CONDITION = 1e11
 
 def is_small(batch: int, side: int) -> bool:
     """Whether this file should be tried at all."""
-    return batch == 1 and side <= SIDE or (
-        0 < batch and side <= BATCH_SIDE and batch * side * side <= ENTRIES
-    )
+    if batch == 1:
+        return side <= SIDE
+    return batch > 0 and side <= BATCH_SIDE and batch * side * side <= ENTRIES
 
 
 @np.errstate(all="ignore")
@@ -89,17 +91,20 @@ def solve(
         np.broadcast_to(plain, batch),
     )  # fmt: skip
     Cx, objective, primal, dual, gap, error = measure(
-        np, P, q, C, lower, upper, x, nu, eps_abs, eps_rel
+        np, (P, q, C, lower, upper, x, nu), eps_abs, eps_rel
     )
     solved &= error <= 1.0
     side = (fixed & (nu == 0)) + np.sign(nu).astype(np.int8)
     slack = upper[:, p : p + m] - Cx[:, p : p + m]
     status = np.zeros(batch, np.int64)
     arrays = (x, nu, slack, objective, status, iterations, primal, dual, gap, side)
-    return Outcome(*map(torch.from_numpy, arrays), factor=None), solved
+    (*tensors,) = map(torch.from_numpy, arrays)
+    return Outcome.of(tensors), solved
 
 
-def kkt_solver(P: Floats, C: Floats, active: NDArray[np.bool_]) -> Callable[[Floats], Floats] | None:
+def kkt_solver(
+    P: Floats, C: Floats, active: NDArray[np.bool_]
+) -> Callable[[Floats], Floats] | None:
     r"""Solve with the KKT matrices on the active rows; None if one of them is not safely regular.
 
     Args:
@@ -111,10 +116,12 @@ def kkt_solver(P: Floats, C: Floats, active: NDArray[np.bool_]) -> Callable[[Flo
         A function from right-hand sides ``(B, n + rows)`` to solutions of the same shape, which are
         zero on the rows that are not active.
     """
-    if len(active) == 1:
-        return _one_solver(P[0], C[0], active[0])
     batch, count = active.shape
     n = P.shape[-1]
+    if batch == 1:
+        return _one_solver(P[0], C[0], active[0]) if n + count <= SIDE else None
+    if n + count > INVERSE_SIDE or batch * (n + count) ** 2 > ENTRIES:
+        return None
     K = np.zeros((batch, n + count, n + count))
     K[:, :n, :n] = P
     K[:, n:, :n] = C * active[..., None]

@@ -1,6 +1,7 @@
 """What all QP solvers share: the entry point, polishing on the active rows, and the verdict."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -26,8 +27,8 @@ class Iterate(NamedTuple):
         iterations: Integer ``(B)``.
         active: Boolean ``(B, rows)`` if the solver knows it, else None.
         factor: Of the KKT system, if the solver made it on its way.
-        exact: Boolean ``(B)``: where ``x`` and ``nu`` are as good as a solve on the active rows would
-            make them; None for nowhere.
+        exact: Boolean ``(B)``: where ``x`` and ``nu`` are as good as a solve on the active rows
+            would make them; None for nowhere.
     """
 
     x: Tensor
@@ -70,6 +71,12 @@ class Outcome:
     side: Tensor
     factor: kkt.Factor | None
 
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> "Outcome":
+        """From all fields but the factor, in their order."""
+        x, nu, s, objective, status, iterations, primal, dual, gap, side = tensors
+        return cls(x, nu, s, objective, status, iterations, primal, dual, gap, side, None)
+
 
 @dataclass(frozen=True)
 class QPSolver(ABC):
@@ -87,9 +94,7 @@ class QPSolver(ABC):
     max_iter: int = 10_000
     verbose: bool = False
 
-    def solve(
-        self, problem: QuadraticProgram, *, warm_start: Solution | None = None
-    ) -> Solution:
+    def solve(self, problem: QuadraticProgram, *, warm_start: Solution | None = None) -> Solution:
         """Solve every problem of the batch.
 
         Args:
@@ -264,9 +269,7 @@ def polish(rows: Rows, factor: kkt.Factor, active: Tensor, nu: Tensor) -> Start:
     for _ in range(2):  # the second time for what rounding left
         r_x = -q - kkt.one_by_one(rows.P, x) - kkt.one_by_one(rows.C.mT, multipliers)
         r_nu = torch.where(active[..., None], at - kkt.one_by_one(rows.C, x), 0.0)
-        t_x, t_nu = kkt.solve(
-            lambda: (rows.P, rows.C), factor, active, r_x, r_nu, size=rows.count
-        )
+        t_x, t_nu = kkt.solve(lambda: (rows.P, rows.C), factor, active, r_x, r_nu, size=rows.count)
         x, multipliers = x + t_x, multipliers + t_nu
     return x[..., 0], multipliers[..., 0]
 
