@@ -53,8 +53,16 @@ def outer(a: Any, b: Any, c: Any, d: Any, batch: Sequence[int]) -> Any:
         a, b, c, d = (t.reshape(-1, t.shape[-1]) for t in (a, b, c, d))
         product = a.mT @ b + c.mT @ d
         return product.reshape(*batch, *product.shape)
-    xp = torch if isinstance(a, Tensor) else np
-    product = xp.stack([a, c], -1) @ xp.stack([b, d], -2)  # one pass over the result
+    # As products of pairs, which pass over the result once.
+    left: Any
+    right: Any
+    if isinstance(a, Tensor):
+        left, right = torch.stack([a, c], -1), torch.stack([b, d], -2)
+    else:
+        left, right = np.empty((*a.shape, 2)), np.empty((*b.shape[:-1], 2, b.shape[-1]))
+        left[..., 0], left[..., 1] = a, c
+        right[..., 0, :], right[..., 1, :] = b, d
+    product = left @ right
     return sum_to(product, (*batch, *product.shape[-2:]))
 
 

@@ -38,6 +38,8 @@ FLAGS = {
     -4: Status.MAX_ITERATIONS,
 }
 
+# Up to here calling the Python function is cheaper than preparing pointers.
+FEW = 6
 KNOWN_VERSION = "0.11.0"
 PROBLEM = np.dtype(
     [("n", "i4"), ("m", "i4"), ("ms", "i4")]
@@ -71,6 +73,7 @@ def solve_batch(
     batch: int,
     max_iter: int,
     wanted: NDArray[np.bool_] | None = None,
+    proximal: bool = True,
 ) -> tuple[Floats, Floats, NDArray[np.int64], NDArray[np.int64]]:
     """Minimise x'Hx/2 + f'x subject to lower <= A x <= upper for each problem.
 
@@ -85,6 +88,7 @@ def solve_batch(
         batch: Number of problems B.
         max_iter: Iterations for each.
         wanted: Which to solve ``(B)``; by default all.
+        proximal: Whether to solve problems with a singular ``H``, too.
 
     Returns:
         ``x`` ``(B, n)``, multipliers ``(B, rows)``, statuses and iterations ``(B)``. Problems that
@@ -97,10 +101,11 @@ def solve_batch(
     if wanted is None:
         wanted = np.ones(batch, np.bool_)
     function, ranges = _c_function(), _ranges(batch, n, rows)
-    if function is None:
-        solve_ranges = _by_python(given, x, lam, max_iter)
+    eps_prox = -1e-6 if proximal else 0.0  # negative: where it is needed
+    if function is None or batch < FEW:
+        solve_ranges = _by_python(given, x, lam, max_iter, eps_prox)
     else:
-        solve_ranges = _by_pointers(function, given, x, lam, max_iter)
+        solve_ranges = _by_pointers(function, given, x, lam, max_iter, eps_prox)
     flags, iterations = solve_ranges(ranges, wanted, PRIMAL_TOLERANCE)
     infeasible = wanted & ((flags == -1) | (flags == -6))
     if infeasible.any():
@@ -114,36 +119,17 @@ def solve_batch(
     return x, lam, status, iterations.astype(np.int64)
 
 
-def solve_each(
-    H: Floats,
-    f: Floats,
-    A: Floats,
-    upper: Floats,
-    lower: Floats,
-    sense: Ints,
-    max_iter: int,
-    wanted: NDArray[np.bool_],
-) -> tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.int64]]:
-    """The same for a few strictly convex problems, one call each.
-
-    All arrays are contiguous and have the full batch dimension; ``wanted`` says which to solve. The
-    third result says which are solved; the rest hold zeros.
-    """
+def solve_one(
+    H: Floats, f: Floats, A: Floats, upper: Floats, lower: Floats, sense: Ints, max_iter: int
+) -> tuple[Floats, Floats, bool, NDArray[np.int64]]:
+    """One strictly convex problem, all contiguous but ``f``; the third says if it is solved."""
     import daqp
 
-    x, lam = np.zeros_like(f), np.zeros_like(upper)
-    solved, iterations = np.zeros(len(f), np.bool_), np.zeros(len(f), np.int64)
-    for i in range(len(f)):
-        if wanted[i]:
-            found, _, flag, info = daqp.solve(
-                H[i], f[i], A[i], upper[i], lower[i], sense[i],
-                primal_tol=PRIMAL_TOLERANCE, iter_limit=max_iter, eps_prox=0.0, eq_reduction=-1,
-            )  # fmt: skip
-            if flag == 1:
-                x[i], lam[i], solved[i], iterations[i] = (
-                    found, info["lam"], True, info["iterations"]
-                )  # fmt: skip
-    return x, lam, solved, iterations
+    x, _, flag, info = daqp.solve(
+        H[0], np.ascontiguousarray(f[0]), A[0], upper[0], lower[0], sense[0],
+        primal_tol=PRIMAL_TOLERANCE, iter_limit=max_iter, eps_prox=0.0, eq_reduction=-1,
+    )  # fmt: skip
+    return x[None], info["lam"][None], flag == 1, np.array([info["iterations"]])
 
 
 def _ranges(batch: int, n: int, rows: int) -> list[tuple[int, int]]:
@@ -164,6 +150,7 @@ def _by_pointers(
     x: Floats,
     lam: Floats,
     max_iter: int,
+    eps_prox: float,
 ) -> SolveRanges:
     batch, n = x.shape
     problems, results = np.zeros(batch, PROBLEM), np.zeros(batch, RESULT)
@@ -174,7 +161,7 @@ def _by_pointers(
     results["x"], results["lam"] = _addresses(x, batch), _addresses(lam, batch)
     settings = np.zeros((), SETTINGS)
     settings[()] = (
-        PRIMAL_TOLERANCE, 1e-12, 1e-11, 1e-8, 1e-14, 10, max_iter, 1e30, -1e-6,
+        PRIMAL_TOLERANCE, 1e-12, 1e-11, 1e-8, 1e-14, 10, max_iter, 1e30, eps_prox,
         PROXIMAL_TOLERANCE, 1e-6, 0.0, 0.0, 3.7e-11, 1e-9, 0.0, 0.0, -1, 1,
     )  # fmt: skip
 
@@ -206,7 +193,9 @@ def _addresses(array: NDArray[Any], batch: int) -> NDArray[np.uint64] | int:
     return start + np.arange(batch, dtype=np.uint64) * np.uint64(array.strides[0])
 
 
-def _by_python(given: list[Any], x: Floats, lam: Floats, max_iter: int) -> SolveRanges:
+def _by_python(
+    given: list[Any], x: Floats, lam: Floats, max_iter: int, eps_prox: float
+) -> SolveRanges:
     import daqp
 
     batch = x.shape[0]
@@ -220,6 +209,7 @@ def _by_python(given: list[Any], x: Floats, lam: Floats, max_iter: int) -> Solve
             x[i], _, flags[i], info = daqp.solve(
                 *(pick(array, i) for array in given),
                 primal_tol=tolerance,
+                eps_prox=eps_prox,
                 eta_prox=PROXIMAL_TOLERANCE,
                 iter_limit=max_iter,
                 eq_reduction=-1,

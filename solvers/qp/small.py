@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..solution import Status
 from . import _daqp
 from .judge import measure
 from .quadratic_program import QuadraticProgram
@@ -80,20 +81,23 @@ def solve(
     if count:
         size = abs(C).max(-1)
         plain = plain & (size.min(-1) > SMALLEST) & (size.max(-1) < LARGEST)
-    if len(P) != batch:
-        P = np.repeat(P, batch, 0)
-    if len(q) != batch:
-        q = np.repeat(q, batch, 0)
+    if not plain.any():
+        return None
     fixed = lower == upper
     sense = np.where(fixed, np.int32(5), np.int32(0))
-    x, nu, solved, iterations = _daqp.solve_each(
-        P, np.ascontiguousarray(q), C, upper, lower, sense, max_iter,
-        np.broadcast_to(plain, batch),
-    )  # fmt: skip
+    data = (P, q, C, upper, lower, sense)
+    if batch == 1:
+        x, nu, settled, iterations = _daqp.solve_one(*data, max_iter)
+    else:
+        wanted = np.broadcast_to(plain, batch)
+        x, nu, claims, iterations = _daqp.solve_batch(
+            *data, batch, max_iter, wanted, proximal=False
+        )
+        settled = claims == Status.SOLVED
     Cx, objective, primal, dual, gap, error = measure(
         np, (P, q, C, lower, upper, x, nu), eps_abs, eps_rel
     )
-    solved &= error <= 1.0
+    solved = settled & plain & (error <= 1.0)
     side = (fixed & (nu == 0)) + np.sign(nu).astype(np.int8)
     slack = upper[:, p : p + m] - Cx[:, p : p + m]
     status = np.zeros(batch, np.int64)

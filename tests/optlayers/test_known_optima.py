@@ -69,10 +69,11 @@ def test_derivatives_of_the_optimal_value(name):
     leaves = {key: t.clone().requires_grad_() for key, t in data.items()}
     weight = torch.randn((), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     (solve(leaves).objective * weight).backward()  # the weight that finite_differences uses
-    wanted = finite_differences(data, lambda given: [solve(given).objective], list(data), 1e-5)
-    for key, t in leaves.items():
-        scale = data[key].abs().max().clamp(min=1)
-        torch.testing.assert_close(t.grad / scale, wanted[key] / scale, rtol=1e-6, atol=1e-6)
+    # A step in a singular P would make it indefinite.
+    names = [key for key in data if key != "P" or torch.linalg.eigvalsh(data["P"]).min() > 1e-3]
+    wanted = finite_differences(data, lambda given: [solve(given).objective], names, 1e-5)
+    for key, want in wanted.items():
+        torch.testing.assert_close(leaves[key].grad, want, rtol=1e-6, atol=1e-5)
 
 
 def test_derivatives_of_the_optimal_value_of_another_solver():
@@ -105,7 +106,7 @@ def test_the_value_of_a_network_is_its_capacity():
     capacity = torch.tensor([3, 2, 1, 1, 4], dtype=torch.float64, requires_grad=True)
     q = torch.tensor([-1, -1, 0, 0, 0], dtype=torch.float64)
     flow = ol.qp(None, q, None, None, A, 0 * q[:2], 0 * q, capacity)
-    assert float(flow.objective) == pytest.approx(-4.0)
+    assert flow.objective.item() == pytest.approx(-4.0)
     flow.objective.backward()
     # The edges source-b, a-b and a-sink separate the source from the sink.
     torch.testing.assert_close(capacity.grad, torch.tensor([0, -1, -1, -1, 0]).double())

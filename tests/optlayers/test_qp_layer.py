@@ -154,13 +154,15 @@ def test_float32_by_default():
     assert q.grad.dtype == torch.float32
 
 
-def test_a_layer_without_parameters_takes_the_type_of_its_input():
-    layer = ol.QPLayer(6, nonnegative=True, learn_P=False)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_layer_without_parameters_has_a_type_nevertheless(dtype):
+    layer = ol.QPLayer(6, nonnegative=True, learn_P=False, dtype=dtype)
     assert not list(layer.parameters())
-    for dtype in (torch.float32, torch.float64):
-        x = layer(inputs(2, dtype=dtype))
-        assert x.dtype == dtype
-        torch.testing.assert_close(x, (-inputs(2, dtype=dtype) / 0.1).clamp(min=0))
+    q = inputs(2, dtype=dtype)
+    x = layer(q)
+    assert x.dtype == dtype
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(x, (-q / 0.1).clamp(min=0), rtol=0, atol=tolerance)
 
 
 # --- copies ---------------------------------------------------------------------------------------
