@@ -21,7 +21,14 @@ def portfolio(n, rank):
     """As DUAL1 to DUAL4 of Maros and Meszaros: dense P, weights on the simplex."""
     F = torch.from_numpy(np.random.default_rng(n).normal(size=(n, rank)))
     ones = torch.ones(n, dtype=torch.float64)
-    return {"P": F @ F.mT, "q": 0 * ones, "A": ones[None], "b": ones[:1], "lb": 0 * ones, "ub": ones}
+    return {
+        "P": F @ F.mT,
+        "q": 0 * ones,
+        "A": ones[None],
+        "b": ones[:1],
+        "lb": 0 * ones,
+        "ub": ones,
+    }
 
 
 @pytest.mark.parametrize("name", OPTIMA)

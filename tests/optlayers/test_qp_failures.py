@@ -1,5 +1,6 @@
 """What the quadratic programming layer does about wrong arguments and unsolvable problems."""
 
+import pickle
 import warnings
 
 import pytest
@@ -119,6 +120,14 @@ def test_the_error_of_a_large_batch_stays_short():
         solve(data)
 
 
+def test_the_error_survives_the_way_home_from_a_worker_process():
+    with pytest.raises(SolverError) as caught:
+        solve(three_failures())
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value)
+    assert torch.equal(again.solution.status, caught.value.solution.status)
+
+
 def test_warns_once():
     data = leaves_of(three_failures())
     with warnings.catch_warnings(record=True) as caught:
@@ -206,6 +215,19 @@ def test_nan_gives_nan_and_zero_gradients(name, policy, loss):
         assert torch.equal(t.grad[1], torch.zeros_like(t[1])), key
         assert t.grad.isfinite().all(), key
     assert data["q"].grad[[0, 2]].any(-1).all()
+
+
+@pytest.mark.parametrize("value", [inf, -inf])
+@pytest.mark.parametrize("name", ["P", "q", "G", "A", "b"])
+def test_infinity_gives_nan_and_zero_gradients(name, value):
+    data = leaves_of(spoilt(name, value))
+    solution = solve(data, on_failure="ignore")
+    assert solution.status.tolist() == [Status.SOLVED, Status.NUMERICAL_ERROR, Status.SOLVED]
+    assert solution.x.isnan().all(-1).tolist() == [False, True, False]
+    weighted([getattr(solution, output) for output in OUTPUTS]).backward()
+    for key, t in data.items():
+        assert t.grad.isfinite().all(), key
+        assert not t.grad[1].any(), key
 
 
 @pytest.mark.parametrize("name", ["P", "G", "h", "A", "b", "lb"])
@@ -343,20 +365,20 @@ WRONG = {
     "q is a list": ({"q": [1.0, 2.0]}, TypeError, "q must be a real floating-point tensor; got li"),
     "q is missing": ({"q": None}, TypeError, "q must be a real floating-point tensor; got NoneTyp"),
     "q has integers": ({"q": torch.tensor([1, 2])}, TypeError, "q must be .* got torch.int64"),
-    "P is complex": ({"P": torch.eye(2) + 0j}, TypeError, "P must be a real .* got torch.complex64"),
+    "P is complex": ({"P": torch.eye(2) + 0j}, TypeError, "P must be .* got torch.complex64"),
     "G is an array": ({"G": eye(2).numpy()}, TypeError, "G must be .* got ndarray.*as_tensor"),
-    "q is a number": ({"q": tensor(1.0)}, ValueError, r"q must have at least 1 dim.* q.reshape\(1\)"),
+    "q is a number": ({"q": tensor(1.0)}, ValueError, r"q must have at .* q.reshape\(1\)"),
     "P is a number": ({"P": tensor(1.0)}, ValueError, r"P must have .* P.reshape\(1, 1\)"),
     "q is empty": ({"q": tensor([])}, ValueError, "q must have at least one entry"),
-    "P of other size": ({"P": eye(3)}, ValueError, r"P must have shape \(\*batch, 2, 2\) because q"),
+    "P of other size": ({"P": eye(3)}, ValueError, r"P must have shape \(\*batch, 2, 2\) beca"),
     "P is not square": ({"P": eye(2)[:1]}, ValueError, r"P must have .* got \(1, 2\)"),
     "G turned over": ({"G": torch.ones(2, 3).double(), "h": torch.ones(3).double()}, ValueError,
                       r"G must have shape \(\*batch, m, 2\).* got \(2, 3\)\. Did you mean G\.mT\?"),
     "A turned over": ({"A": torch.ones(2, 1).double(), "b": ones}, ValueError,
                       r"A must have .* got \(2, 1\)\. Did you mean A\.mT\?"),
-    "G without h": ({"G": torch.ones(1, 2).double()}, ValueError, "G and h go together; got G with"),
+    "G without h": ({"G": torch.ones(1, 2).double()}, ValueError, "G and h go .* got G without"),
     "h without G": ({"h": ones}, ValueError, "G and h go together; got h without G"),
-    "A without b": ({"A": torch.ones(1, 2).double()}, ValueError, "A and b go together; got A with"),
+    "A without b": ({"A": torch.ones(1, 2).double()}, ValueError, "A and b go .* got A without"),
     "b without A": ({"b": ones}, ValueError, "A and b go together; got b without A"),
     "h too long": ({"G": torch.ones(1, 2).double(), "h": tensor([1, 2])}, ValueError,
                    r"h must have shape \(\*batch, 1\) because G has 1 rows; got \(2,\)"),

@@ -306,13 +306,28 @@ def test_a_batch_is_a_loop():
             torch.testing.assert_close(g, wanted, rtol=0, atol=1e-11)
 
 
+def test_a_batch_too_large_for_the_cache():
+    data, known = planted(5, 40, 40, 4, batch=(300,), bounds=True)
+    torch.testing.assert_close(solve(data).x, known["x"], rtol=0, atol=1e-9)
+    together = gradients(data, layer("x", "z"))
+    leaves = {name: t.clone().requires_grad_() for name, t in data.items()}
+    few = [0, 1, 93, 94, 95, 187, 188, 299]
+    alone = {name: t[few] for name, t in leaves.items()}
+    outputs = dense_kkt(solve(alone), "x", "z")(alone)
+    everything = [outputs[0].new_zeros(300, 40).index_put((torch.tensor(few),), t) for t in outputs]
+    weighted(everything).backward()
+    for name, g in together.items():
+        torch.testing.assert_close(g[few], leaves[name].grad[few], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("policy", ["raise", "ignore"])
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 2)])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
-def test_a_batch_of_none(shape, shared):
+def test_a_batch_of_none(shape, shared, policy):
     data = broadcast_program({"q": shape})
     data = data if shared else full(data, shape)
     leaves = {name: t.clone().requires_grad_() for name, t in data.items()}
-    solution = solve(leaves)
+    solution = solve(leaves, on_failure=policy)
     assert solution.x.shape == (*shape, 4)
     assert solution.status.shape == shape
     weighted([getattr(solution, name) for name in OUTPUTS]).backward()
@@ -369,8 +384,9 @@ def test_dependent_rows_take_the_adjoint_of_least_norm(name, solver):
         assert_gradients_close(found, gradients(data, oracle), 1e-8)
 
 
-def test_a_degenerate_element_does_not_touch_its_neighbours():
-    data, _ = planted(8, 4, 0, 2, batch=(3,))
+@pytest.mark.parametrize("n", [4, 70], ids=["small", "large"])
+def test_a_degenerate_element_does_not_touch_its_neighbours(n):
+    data, _ = planted(8, n, 0, 2, batch=(3,))
     wanted = gradients(data, layer("x", "y"))
     data["A"][1, 1], data["b"][1, 1] = 2 * data["A"][1, 0], 2 * data["b"][1, 0]
     found = gradients(data, layer("x", "y"))
@@ -454,6 +470,22 @@ def test_float32(n):
         assert torch.linalg.vector_norm(g - wanted[name]) <= 1e-4 * torch.linalg.vector_norm(
             wanted[name]
         )
+
+
+def test_float32_equalities_that_depend_up_to_rounding():
+    """Thirds and sums are rounded, so that strictly speaking they contradict each other."""
+    for seed in range(5):
+        data, _ = planted(seed, 6, 0, 2)
+        A = data["A"].float()
+        A = torch.cat([A, A / 3, (0.7 * A).sum(0, keepdim=True)])
+        b = A @ torch.linspace(-1, 1, 6)
+        q = data["q"].float().requires_grad_()
+        x = ol.qp(torch.eye(6), q, A=A, b=b).x
+        assert (A @ x - b).abs().max() <= 1e-3
+        x[0].backward()
+        independent = A[:2].double()
+        onto_rows = independent.mT @ torch.linalg.solve(independent @ independent.mT, independent)
+        torch.testing.assert_close(q.grad.double(), (onto_rows - eye(6))[0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

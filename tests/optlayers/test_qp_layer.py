@@ -74,6 +74,18 @@ def test_feasible_whatever_the_parameters(kind, spread):
             assert solution.x.min() >= -1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("equalities", [6, 8])
+def test_feasible_with_redundant_equalities(equalities, dtype):
+    """Nothing is left to choose; b is A x0 up to rounding, and x must be x0."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        layer = ol.QPLayer(6, equalities=equalities, nonnegative=True, dtype=dtype)
+        torch.testing.assert_close(
+            layer(inputs(2, dtype=dtype)), torch.ones(2, 6, dtype=dtype), rtol=0, atol=1e-3
+        )
+
+
 @kinds
 def test_is_the_function_on_its_data(kind):
     layer, q = make(kind, spread=0.7), inputs(3)
@@ -255,12 +267,12 @@ WRONG = [
 
 @pytest.mark.parametrize("sizes", WRONG)
 def test_wrong_sizes(sizes):
-    with pytest.raises(ValueError, match="^QPLayer: expected n >= 1"):
+    with pytest.raises(ValueError, match=r"^QPLayer: expected n >= 1"):
         ol.QPLayer(**sizes)
 
 
 def test_an_unknown_policy():
-    with pytest.raises(ValueError, match="QPLayer: on_failure must be .* got 'shrug'"):
+    with pytest.raises(ValueError, match=r"QPLayer: on_failure must be .* got 'shrug'"):
         ol.QPLayer(6, on_failure="shrug")
 
 
