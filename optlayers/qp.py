@@ -24,6 +24,9 @@ from .implicit.function import Tensors, solve_implicitly
 from .implicit.kkt import DATA_NDIM, KKTConditions, System
 from .smoothed import Smoothed, smooth_solution
 
+# Tolerances for data in single precision or less, whose dependent rows contradict by rounding.
+ROUGH = (1e-6, 1e-6)
+
 
 @dataclass(frozen=True)
 class Exact:
@@ -104,21 +107,26 @@ def qp(
     """
     shape = check("qp", P, q, G, h, A, b, lb, ub)
     check_policy("qp", on_failure)
+    if solver is not None and not isinstance(solver, QPSolver):
+        raise TypeError(
+            f"qp: solver must be an object of optlayers.solvers such as ActiveSet(); got {solver!r}."
+        )
     data = [P, q, G, h, A, b, lb, ub]
     dtype = q.dtype
     for t in data:
         if t is not None and t.dtype != dtype:
             dtype = torch.promote_types(dtype, t.dtype)
-    if dtype != torch.float64:
-        data = [None if t is None else t.to(torch.float64) for t in data]
+    data = [t if t is None or t.dtype == torch.float64 else t.double() for t in data]
+    if solver is None:
+        solver = Automatic() if dtype == torch.float64 else Automatic(*ROUGH)
     # Compiled code makes the factor again: an operator's output shapes may not depend on values.
     keep_factor = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     keep_factor = keep_factor and not isinstance(adjoint, Smoothed)
-    problem = SolvedProgram(solver or Automatic(), on_failure, keep_factor)
+    problem = SolvedProgram(solver, on_failure, keep_factor)
     finite = None
     if on_failure != "raise":
         data, finite = _without_rubbish(data, shape)
-    outputs = solve_implicitly(problem, *data, finite, *_guess(warm_start, data))
+    outputs = solve_implicitly(problem, *data, finite, *_guess(warm_start, data, shape))
     x, y, z, z_box, s, objective, status, iterations, primal, dual, gap = outputs[:11]
     if isinstance(adjoint, Smoothed):
         carriers = smooth_solution(adjoint.mu, on_failure, data, status <= 1)
@@ -279,11 +287,15 @@ def _harmless(found: Outcome, failed: Tensor) -> Outcome:
 
 
 def _guess(
-    warm_start: Solution | None, data: Sequence[Tensor | None]
+    warm_start: Solution | None, data: Sequence[Tensor | None], shape: torch.Size
 ) -> tuple[Tensor | None, Tensor | None]:
     """The point and all multipliers of an earlier solution."""
     if warm_start is None:
         return None, None
+    if not isinstance(warm_start, Solution):
+        raise TypeError(
+            f"qp: warm_start must be a Solution, as qp returns it; got {type(warm_start).__name__}."
+        )
     _, q, G, _, A, _, lb, ub = data
     assert q is not None
     parts = (warm_start.y, warm_start.z, warm_start.z_box)
@@ -293,11 +305,13 @@ def _guess(
         0 if lb is None and ub is None else q.shape[-1],
     )
     sizes = tuple(0 if part is None else part.shape[-1] for part in parts)
-    if warm_start.x.shape[-1] != q.shape[-1] or sizes != wanted:
+    given = (warm_start.x.shape[:-1], warm_start.x.shape[-1], sizes)
+    if given != (shape, q.shape[-1], wanted):
         raise ValueError(
             f"qp: warm_start must be a Solution of a problem with {q.shape[-1]} variables and "
-            f"{wanted} equalities, inequalities and bounds; got {warm_start.x.shape[-1]} and "
-            f"{sizes}. Leave warm_start out where the problem changes size."
+            f"{wanted} equalities, inequalities and bounds in a batch of shape {tuple(shape)}; got "
+            f"{given[1]}, {sizes} and {tuple(given[0])}. Leave warm_start out where the problem "
+            "changes shape."
         )
     nu = torch.cat([part for part in parts if part is not None], -1)
     return warm_start.x.detach().to(torch.float64), nu.detach().to(torch.float64)

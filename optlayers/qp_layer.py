@@ -100,6 +100,10 @@ class QPLayer(nn.Module):
         # x0 itself, or its logarithm where it has to be positive; likewise the slacks.
         self.point = parameter(n) if inequalities or equalities else None
         self.log_slack = parameter(inequalities) if inequalities else None
+        # Knows device and type even where there are no parameters.
+        self.like: Tensor
+        empty = torch.empty(0, device=device, dtype=dtype)
+        self.register_buffer("like", empty, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -113,8 +117,7 @@ class QPLayer(nn.Module):
 
     def data(self) -> ProblemData:
         """The current problem data, differentiable in the parameters."""
-        like = next(self.parameters(), torch.empty(0))
-        eye = self.eps * torch.eye(self.n, device=like.device, dtype=like.dtype)
+        eye = self.eps * torch.eye(self.n, device=self.like.device, dtype=self.like.dtype)
         P = eye if self.L is None else self.L @ self.L.mT + eye
         lb = torch.zeros_like(eye[0]) if self.nonnegative else None
         h = b = None

@@ -15,6 +15,7 @@ equality-constrained program with Hessian
 solves of the same kind as the exact ones.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from solvers.qp.quadratic_program import QuadraticProgram, broadcast_shapes
 from solvers.qp.rows import stack, unstack
 from solvers.solution import SolverError, Status
 
-from .failure import OnFailure
+from .failure import OnFailure, SolverWarning
 from .implicit.batching import batch_first, sum_to
 from .implicit.function import Tensors, solve_implicitly
 from .implicit.kkt import DATA_NDIM, FixedActiveRows, System, pull_back
@@ -72,7 +73,9 @@ def smooth_solution(
     x, y, w, fine = solve_implicitly(CentralPath(mu, on_failure), *data, solved)
     barrier = Barrier(mu, x, data, fine)
     z_box = barrier.z_upper - barrier.z_lower + w if w.shape[-1] else w
-    return x, y, barrier.z, z_box, barrier.s
+    # Slacks carry derivatives only, and infinite ones carry none.
+    carrying = torch.isfinite(barrier.s) & fine[..., None]
+    return x, y, barrier.z, z_box, torch.where(carrying, barrier.s, 0.0)
 
 
 class Barrier:
@@ -129,15 +132,18 @@ class CentralPath:
         rows = stack(problem)
         point = InteriorPoint().central_point(rows, self.mu)
         fine = (point.status == Status.SOLVED) & wanted
-        if self.on_failure == "raise" and bool((wanted & ~fine).any()):
-            raise SolverError(
-                f"Smoothed: the constraints need an interior, but {int((wanted & ~fine).sum())} of "
-                f"{rows.batch} problems have no point strictly inside all inequalities and bounds "
-                "(or their barrier problem has no minimum). Use Exact(), or write inequalities "
-                "that must hold with equality as A x = b.",
-                # The solution itself is fine; it is the smoothing that is not.
-                InteriorPoint().solve(problem),
+        without = int((wanted & ~fine).sum())
+        if without and self.on_failure != "ignore":
+            text = (
+                f"Smoothed: the constraints need an interior, but {without} of {rows.batch} "
+                "problems have no point strictly inside all inequalities and bounds (or their "
+                "barrier problem has no minimum). Use Exact(), or write inequalities that must "
+                "hold with equality as A x = b."
             )
+            if self.on_failure == "raise":
+                # The solution itself is fine; it is the smoothing that is not.
+                raise SolverError(text, InteriorPoint().solve(problem))
+            warnings.warn(f"{text} Their gradients are zero.", SolverWarning, stacklevel=2)
         y, _, w = unstack(point.nu, rows)
         fixed = unstack(rows.fixed.expand(rows.batch, -1), rows)[2]
         w = torch.where(fixed, w, 0.0)

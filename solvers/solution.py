@@ -125,6 +125,10 @@ class SolverError(RuntimeError):
         super().__init__(message)
         self.solution = solution
 
+    def __reduce__(self) -> tuple[type["SolverError"], tuple[str, Solution]]:
+        """Both arguments, so that the error comes home from a worker process."""
+        return type(self), (self.args[0], self.solution)
+
 
 def describe_failures(where: str, status: Tensor) -> str:
     """Say how many problems of a batch failed, which, and why: the text of errors and warnings."""

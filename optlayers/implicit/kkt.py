@@ -17,6 +17,7 @@ adjoint again is differentiating that program.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,30 +117,6 @@ class KKTConditions:
         if x.device.type != "cpu" or side.shape[:-1] != batch_shape:
             return None
         P, _, G, _, A = inputs[:5]
-        active = side.reshape(batch, count) != 0
-        solve = None
-        if system.L is None:
-            matrices = stacked_matrices(P, G, A, n, count, batch_shape)
-            quadratic, rows = (t.numpy() for t in matrices)
-            solve = small.kkt_solver(quadratic, rows, active.numpy())
-            factor = None if solve is not None else kkt.factor_for(*matrices, active)
-        else:
-            parts = zip(system[1:], SYSTEM_NDIM[1:], strict=True)
-            factor = kkt.Factor(*(flat(t, core, batch_shape) for t, core in parts if t is not None))
-
-        def solve_by_factor(right: Any) -> Any:
-            assert factor is not None
-            r = torch.from_numpy(right)[..., None]
-            t_x, t_nu = kkt.solve(
-                lambda: stacked_matrices(P, G, A, n, count, batch_shape),
-                factor,
-                active,
-                r[:, :n],
-                r[:, n:],
-            )
-            return np.concatenate((t_x.numpy(), t_nu.numpy()), 1)[..., 0]
-
-        solve = solve or solve_by_factor
         p, m = (0 if t is None else t.shape[-2] for t in (A, G))
         ends = (n, n + p, n + p + m, n + count)
 
@@ -148,6 +125,7 @@ class KKTConditions:
             for low, high, part in zip((0, *ends), ends, g, strict=False):
                 if part is not None:
                     right[..., low:high] = part
+            solve = plain_solver(P, G, A, n, batch_shape, system)
             a = -solve(right.reshape(batch, n + count)).reshape(right.shape)
             return tuple(a[..., low:high] for low, high in zip((0, *ends), ends, strict=False))
 
@@ -203,6 +181,36 @@ class KKTConditions:
             if tangent is not None:
                 value = value - (tangent * z_box * at).sum(-1)
         return [*pushed, t_s, value]
+
+
+def plain_solver(
+    P: Tensor | None,
+    G: Tensor | None,
+    A: Tensor | None,
+    n: int,
+    batch_shape: torch.Size,
+    system: System,
+) -> Callable[[Any], Any]:
+    """Solve with :math:`K` in numpy: from right-hand sides ``(B, n + rows)`` to solutions."""
+    count = system.side.shape[-1]
+    active = system.side.reshape(batch_shape.numel(), count) != 0
+    matrices = partial(stacked_matrices, P, G, A, n, count, batch_shape)
+    if system.L is None:
+        quadratic, rows = matrices()
+        solve = small.kkt_solver(quadratic.numpy(), rows.numpy(), active.numpy())
+        if solve is not None:
+            return solve
+        factor = kkt.factor_for(quadratic, rows, active)
+    else:
+        parts = zip(system[1:], SYSTEM_NDIM[1:], strict=True)
+        factor = kkt.Factor(*(flat(t, core, batch_shape) for t, core in parts if t is not None))
+
+    def solve_by_factor(right: Any) -> Any:
+        r = torch.from_numpy(right)[..., None]
+        t_x, t_nu = kkt.solve(matrices, factor, active, r[:, :n], r[:, n:])
+        return np.concatenate((t_x.numpy(), t_nu.numpy()), 1)[..., 0]
+
+    return solve_by_factor
 
 
 def stacked_matrices(

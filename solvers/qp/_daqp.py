@@ -24,9 +24,6 @@ Ints = NDArray[np.int32]
 
 # Violations below this are not seen; the default 1e-6 misses constraints, 1e-13 breaks the method.
 PRIMAL_TOLERANCE = 1e-11
-# Problems that look infeasible are asked again with this: rows that depend on each other contradict
-# each other by rounding, and the verdict on the result is the caller's.
-LOOSE_TOLERANCE = 1e-9
 # Proximal iterations for a singular Hessian stop at this step.
 PROXIMAL_TOLERANCE = 1e-12
 
@@ -74,6 +71,7 @@ def solve_batch(
     max_iter: int,
     wanted: NDArray[np.bool_] | None = None,
     proximal: bool = True,
+    loose: float = 1e-9,
 ) -> tuple[Floats, Floats, NDArray[np.int64], NDArray[np.int64]]:
     """Minimise x'Hx/2 + f'x subject to lower <= A x <= upper for each problem.
 
@@ -89,6 +87,8 @@ def solve_batch(
         max_iter: Iterations for each.
         wanted: Which to solve ``(B)``; by default all.
         proximal: Whether to solve problems with a singular ``H``, too.
+        loose: Tolerance with which problems that look infeasible are asked again: rows that depend
+            on each other contradict each other by rounding. The verdict is the caller's.
 
     Returns:
         ``x`` ``(B, n)``, multipliers ``(B, rows)``, statuses and iterations ``(B)``. Problems that
@@ -109,7 +109,7 @@ def solve_batch(
     flags, iterations = solve_ranges(ranges, wanted, PRIMAL_TOLERANCE)
     infeasible = wanted & ((flags == -1) | (flags == -6))
     if infeasible.any():
-        flags, iterations = solve_ranges(ranges, infeasible, LOOSE_TOLERANCE)
+        flags, iterations = solve_ranges(ranges, infeasible, max(loose, PRIMAL_TOLERANCE))
     status = np.full(batch, int(Status.NUMERICAL_ERROR), dtype=np.int64)
     for flag, outcome in FLAGS.items():
         status[flags == flag] = outcome

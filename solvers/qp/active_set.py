@@ -109,7 +109,7 @@ class ActiveSet(QPSolver):
         if bad.any():
             bad = np.broadcast_to(bad, rows.batch)
             wanted = ~bad if wanted is None else wanted & ~bad
-        solve = partial(_daqp.solve_batch, None, None)
+        solve = partial(_daqp.solve_batch, None, None, loose=self.eps_abs)
         elimination = Elimination.of(M, rows.p)
         if elimination is None:
             u, lam, status, iterations = solve(
@@ -153,6 +153,7 @@ class ActiveSet(QPSolver):
             rows.batch,
             self.max_iter,
             wanted,
+            loose=self.eps_abs,
         )
         found = [torch.from_numpy(t) for t in (x, lam, status, iterations)]
         return found[0], found[1] / norm, found[2], found[3]

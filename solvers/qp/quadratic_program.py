@@ -130,7 +130,8 @@ def check(
         TypeError: If an argument is not a floating-point tensor.
         ValueError: If shapes or devices do not fit together.
     """
-    given = {"P": P, "q": q, "G": G, "h": h, "A": A, "b": b, "lb": lb, "ub": ub}
+    # First q, which the others are held against.
+    given = {"q": q, "P": P, "G": G, "h": h, "A": A, "b": b, "lb": lb, "ub": ub}
     for name, t in given.items():
         if t is None and name != "q":
             continue
@@ -183,7 +184,7 @@ def check(
     try:
         return broadcast_shapes(*leading.values())
     except ValueError:
-        shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in leading.items())
+        shapes = ", ".join(f"{k} {tuple(leading[k])}" for k in CORE_NDIM if k in leading)
         raise ValueError(
             f"{where}: the leading (batch) dimensions must broadcast against each other; got "
             f"{shapes}. Insert dimensions of size 1 where an argument is shared."
