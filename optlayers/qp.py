@@ -109,7 +109,7 @@ def qp(
     check_policy("qp", on_failure)
     if solver is not None and not isinstance(solver, QPSolver):
         raise TypeError(
-            f"qp: solver must be an object of optlayers.solvers such as ActiveSet(); got {solver!r}."
+            f"qp: solver must be an object of optlayers.solvers, as ActiveSet(); got {solver!r}."
         )
     data = [P, q, G, h, A, b, lb, ub]
     dtype = q.dtype

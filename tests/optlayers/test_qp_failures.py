@@ -418,7 +418,7 @@ def test_a_warm_start_from_another_problem():
     with pytest.raises(ValueError, match=r"qp: warm_start must be a Solution of a problem with 5"):
         solve(data, warm_start=other)
     fewer = solve(planted(0, 5, 3, 1)[0])
-    with pytest.raises(ValueError, match=r"\(1, 4, 0\) equalities.*; got 5 and \(1, 3, 0\)"):
+    with pytest.raises(ValueError, match=r"\(1, 4, 0\) equalities.*; got 5, \(1, 3, 0\)"):
         solve(data, warm_start=fewer)
 
 
