@@ -1,6 +1,8 @@
 """What happens when some problems of a batch are not solved."""
 
+import sys
 import warnings
+from types import FrameType
 from typing import Literal
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from solvers.solution import Solution, SolverError, Status, describe_failures
 
+INSIDE = ("optlayers", "solvers", "torch")
 OnFailure = Literal["raise", "warn", "ignore"]
 
 
@@ -39,9 +42,16 @@ def report(where: str, on_failure: OnFailure, solution: Solution) -> None:
             "train on the others, or look at the .solution of this error.",
             solution,
         )
-    warnings.warn(
-        f"{text}. Their results are NaN and their gradients zero.", SolverWarning, stacklevel=2
-    )
+    warn(f"{text}. Their results are NaN and their gradients zero.")
+
+
+def warn(text: str) -> None:
+    """Warn at the line outside of this package and of torch that called a layer."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in INSIDE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, SolverWarning, stacklevel=level)
 
 
 def paint(t: Tensor, solved: Tensor) -> Tensor:

@@ -32,8 +32,9 @@ ROUGH = (1e-6, 1e-6)
 class Exact:
     """Derivatives of the solution itself, through its active rows.
 
-    At degenerate points (a row active with multiplier zero, dependent active rows, a solution that
-    is not unique) the adjoint system is singular; its solution of least norm is taken.
+    Where active rows depend on each other or the solution is not unique, the adjoint system is
+    singular, and its solution of least norm is taken. A row that is active with multiplier zero
+    counts as inactive: at such a kink that is one of the two one-sided derivatives.
     """
 
 

@@ -15,7 +15,6 @@ equality-constrained program with Hessian
 solves of the same kind as the exact ones.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +26,7 @@ from solvers.qp.quadratic_program import QuadraticProgram, broadcast_shapes
 from solvers.qp.rows import stack, unstack
 from solvers.solution import SolverError, Status
 
-from .failure import OnFailure, SolverWarning
+from .failure import OnFailure, warn
 from .implicit.batching import batch_first, sum_to
 from .implicit.function import Tensors, solve_implicitly
 from .implicit.kkt import DATA_NDIM, FixedActiveRows, System, pull_back
@@ -143,7 +142,7 @@ class CentralPath:
             if self.on_failure == "raise":
                 # The solution itself is fine; it is the smoothing that is not.
                 raise SolverError(text, InteriorPoint().solve(problem))
-            warnings.warn(f"{text} Their gradients are zero.", SolverWarning, stacklevel=2)
+            warn(f"{text} Their gradients are zero.")
         y, _, w = unstack(point.nu, rows)
         fixed = unstack(rows.fixed.expand(rows.batch, -1), rows)[2]
         w = torch.where(fixed, w, 0.0)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 
 import torch
@@ -23,7 +23,10 @@ def run(jobs: Sequence[Callable[[], None]]) -> None:
     if pool is None:
         pool = _pools.setdefault(key, ThreadPoolExecutor(key[1], "optlayers"))
     futures = [pool.submit(job) for job in jobs[1:]]
-    jobs[0]()
+    try:
+        jobs[0]()
+    finally:
+        wait(futures)  # they write into the caller's arrays
     for future in futures:
         future.result()
 

@@ -133,10 +133,10 @@ def solve_one(
 
 
 def _ranges(batch: int, n: int, rows: int) -> list[tuple[int, int]]:
-    """Split the batch over threads if that pays: solves of 15 us or more, 2 ms in all."""
+    """Split the batch over threads if that pays: solves of 15 us or more, 1 ms in all."""
     steps = min(n, rows) / 2
     microseconds = steps * (rows * n + steps**2) / 5000
-    parallel = microseconds > 15 and microseconds * batch > 2000
+    parallel = microseconds > 15 and microseconds * batch > 1000
     return _threads.split(batch, torch.get_num_threads() if parallel else 1)
 
 
