@@ -2,7 +2,6 @@
 
 import os
 from importlib.metadata import version as installed_version
-from importlib.util import find_spec
 
 # The examples are run while the gallery is built; this makes them short.
 os.environ["OPTLAYERS_SMALL"] = "1"
@@ -19,10 +18,8 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
+    "sphinx-mathjax-offline",  # formulas need no network
 ]
-# Formulas need no network if the package that brings MathJax along is installed.
-if find_spec("sphinx-mathjax-offline"):
-    extensions.append("sphinx-mathjax-offline")
 # The table is included by benchmarks.md.
 exclude_patterns = ["_build", "auto_examples/GALLERY_HEADER.rst", "benchmarks_table.md"]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]

@@ -30,7 +30,9 @@ class QPLayer(nn.Module):
     .. math::
 
         x(q) = \arg\min_x \tfrac12 x^\top (L L^\top + \epsilon I) x + q^\top x
-        \quad\text{s.t.}\quad G x \le G x_0 + s_0,\; A x = A x_0,\; x \ge 0 \text{ if asked for}
+        \quad\text{s.t.}\quad G x \le G x_0 + s_0,\; A x = A x_0
+
+    and :math:`x \ge 0` if asked for.
 
     The parameters are :math:`L`, :math:`G`, :math:`A`, a point :math:`x_0` and slacks
     :math:`s_0 > 0`. Whatever values training gives them, the program is strictly convex and
