@@ -21,7 +21,8 @@ from solvers.solution import Solution, Status
 from .failure import OnFailure, check_policy, paint, report
 from .implicit.batching import batch_first
 from .implicit.function import Tensors, solve_implicitly
-from .implicit.kkt import DATA_NDIM, KKTConditions, System
+from .implicit.kkt import DATA_NDIM, KKTConditions
+from .implicit.system import System
 from .smoothed import Smoothed, smooth_solution
 
 # Tolerances for data in single precision or less, whose dependent rows contradict by rounding.
@@ -179,7 +180,7 @@ class SolvedProgram(KKTConditions):
 
     Inputs are ``P, q, G, h, A, b, lb, ub``, a mask of the problems with finite data, and a guess of
     ``x`` and all multipliers. Outputs are ``x, y, z, z_box, s, objective``, ``status, iterations``,
-    the three residuals, and the parts of :class:`~optlayers.implicit.kkt.System`.
+    the three residuals, and the parts of :class:`~optlayers.implicit.system.System`.
     """
 
     solver: QPSolver = field(default_factory=Automatic)

@@ -29,7 +29,8 @@ from solvers.solution import SolverError, Status
 from .failure import OnFailure, warn
 from .implicit.batching import batch_first, sum_to
 from .implicit.function import Tensors, solve_implicitly
-from .implicit.kkt import DATA_NDIM, FixedActiveRows, System, pull_back
+from .implicit.kkt import DATA_NDIM, FixedActiveRows, pull_back
+from .implicit.system import System
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optlayers as ol
-from optlayers.implicit import kkt
+from optlayers.implicit import system
 from optlayers.solvers import InteriorPoint
 from tests.optlayers.oracles import (
     INPUTS,
@@ -168,8 +168,8 @@ def test_gradient_of_the_objective_needs_no_linear_solve(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a linear solve")
 
-    monkeypatch.setattr(kkt.kkt, "solve", refuse)
-    monkeypatch.setattr(kkt.small, "kkt_solver", refuse)
+    monkeypatch.setattr(system.kkt, "solve", refuse)
+    monkeypatch.setattr(system.small, "kkt_solver", refuse)
     value.backward()
     assert data["q"].grad is not None
 
