@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optlayers as ol
-from optlayers.implicit import system
+from optlayers.implicit import kkt, system
 from optlayers.solvers import InteriorPoint
 from tests.optlayers.oracles import (
     INPUTS,
