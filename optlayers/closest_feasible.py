@@ -123,6 +123,12 @@ def closest_feasible_qp(
         assert shifts.z is not None
         assert shifts.y is not None
         h_shift, b_shift = shifts.z, shifts.y
+        # The point found satisfies the shifted constraints up to rounding; let it satisfy them.
+        x = shifts.x[..., :n, None]
+        if h is not None and G is not None:
+            h = h + ((G @ x)[..., 0] - h - h_shift).clamp(min=0).detach()
+        if b is not None and A is not None:
+            b = b + ((A @ x)[..., 0] - b - b_shift).detach()
     solution = qp(
         P, q, G, None if h is None else h + h_shift, A, None if b is None else b + b_shift, lb, ub,
         solver=solver, on_failure=on_failure,

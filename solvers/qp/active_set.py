@@ -165,5 +165,6 @@ def _sense(rows: Rows, start: Start | None) -> Ints:
     if start is None:
         return (EQUALITY * fixed).to(torch.int32).numpy()
     nu = start[1]
-    guess = UPPER * (nu > 0) + LOWER * (nu < 0)
+    # A row cannot be active at an end that is infinite, whatever the guess says.
+    guess = UPPER * ((nu > 0) & rows.upper.isfinite()) + LOWER * ((nu < 0) & rows.lower.isfinite())
     return torch.where(fixed, EQUALITY, guess).to(torch.int32).numpy().astype(np.int32, copy=False)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..solution import Status
+from . import kkt
 from .active_set import ActiveSet
 from .interior_point import InteriorPoint
 from .proximal_interior_point import ProximalInteriorPoint
@@ -12,16 +13,16 @@ from .rows import Rows
 from .screening import malformed
 from .solver import Outcome, Start, replace_part
 
-UNSETTLED = (Status.SOLVED_INACCURATE, Status.MAX_ITERATIONS, Status.NUMERICAL_ERROR)
+CLAIMS = (Status.PRIMAL_INFEASIBLE, Status.DUAL_INFEASIBLE)
 
 
 @dataclass(frozen=True)
 class Automatic(ActiveSet):
     """Choose by device: compiled solvers on a CPU, the batched one in torch elsewhere.
 
-    On a CPU that is :class:`ActiveSet`; problems that it leaves unsettled (no definite verdict, or
-    one that the residuals do not support) go to :class:`ProximalInteriorPoint`, and the better of
-    the two results counts.
+    On a CPU that is :class:`ActiveSet`; problems that it leaves unsettled (no definite verdict, one
+    that the residuals do not support, or no solution where ``P`` is singular, which it says too
+    readily) go to :class:`ProximalInteriorPoint`, and the better of the two results counts.
     """
 
     def solve_rows(
@@ -34,10 +35,14 @@ class Automatic(ActiveSet):
         outcome = super().solve_rows(rows, start, with_factor=with_factor)
         if not outcome.status.numpy().any():  # all SOLVED
             return outcome
-        unsettled = torch.isin(outcome.status, torch.tensor(UNSETTLED)) & ~malformed(rows)
+        unsettled = (outcome.status != Status.SOLVED) & ~malformed(rows)
+        claims = torch.isin(outcome.status, torch.tensor(CLAIMS))
         for i in torch.nonzero(unsettled):  # alone: in company its roundings would depend on it
+            alone = rows.pick(i)
+            if bool(claims[i]) and kkt.well_conditioned(alone.P):
+                continue
             fallback = ProximalInteriorPoint(self.eps_abs, self.eps_rel)
-            second = fallback.solve_rows(rows.pick(i), with_factor=with_factor)
+            second = fallback.solve_rows(alone, with_factor=with_factor)
             better = second.status < outcome.status[i]
             outcome = replace_part(outcome, second, i, better)
         return outcome

@@ -1,6 +1,6 @@
 r"""A primal-dual interior point in torch: a whole batch at once, on any device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -93,8 +93,17 @@ class InteriorPoint(QPSolver):
 
     def iterate(self, rows: Rows, start: Start | None) -> Iterate:
         """Run the method on the flat form; see :class:`~solvers.qp.solver.QPSolver`."""
-        found = self._run(rows, start, None)
-        return Iterate(found.point.x, found.point.nu, found.status, found.iterations)
+        # A tiny objective would pass absolute tolerances anywhere: bring it up to size one.
+        size = rows.P.abs().amax((-2, -1))
+        if rows.is_linear or not rows.count:
+            size = torch.maximum(size, rows.q.abs().amax(-1))
+        size = torch.where(size > 0, size, 1.0).clamp(max=1.0)
+        scaled = replace(rows, P=rows.P / size[:, None, None], q=rows.q / size[:, None])
+        if start is not None:
+            start = (start[0], start[1] / size[:, None])
+        found = self._run(scaled, start, None)
+        nu = found.point.nu * size[:, None]
+        return Iterate(found.point.x, nu, found.status, found.iterations)
 
     def central_point(self, rows: Rows, mu: float) -> CentralPoint:
         r"""The minimiser of the objective with a logarithmic barrier of strength ``mu``.

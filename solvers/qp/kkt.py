@@ -23,8 +23,11 @@ from torch import Tensor
 DEPENDENT = 1e-11
 # Eigenvalues of K below this, relative to the largest, count as zero.
 RANK_TOLERANCE = 1e-10
-# A definite matrix with pivots this small, relative to its diagonal, is treated as singular.
-SINGULAR = 1e-7
+# A definite matrix with pivots this small, relative to its diagonal, is treated as singular: where
+# pivots shrink, rounding grows, and a zero can come out as 1e-6.
+SINGULAR = 1e-5
+# Verdicts of "no solution" are believed without a second opinion down to here.
+WELL_CONDITIONED = 1e-3
 # Entries of gathered rows held at a time: 8 MB stay in cache, and no element swells the others.
 CHUNK_ENTRIES = 1 << 20
 
@@ -68,6 +71,14 @@ def factorise(P: Tensor, C: Tensor) -> tuple[Factor, Tensor | None]:
     L = torch.where(definite[:, None, None], L, torch.eye(P.shape[-1]).to(L))
     M, norm = transform(L, C)
     return Factor(L, M, norm, L.new_zeros(1)), None if bool(definite.all()) else ~definite
+
+
+def well_conditioned(P: Tensor) -> bool:
+    """Whether all ``P`` are safely positive definite."""
+    L, info = torch.linalg.cholesky_ex(P)
+    pivots, diagonal = (t.diagonal(dim1=-2, dim2=-1) for t in (L, P))
+    safe = pivots.square() > WELL_CONDITIONED**2 * diagonal
+    return bool(safe.all()) and not bool(info.any())
 
 
 def transform(L: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,13 +315,29 @@ def _least_norm(
     )
     if not bool(K.isfinite().all()):  # the eigenvalue routine would give up on the whole batch
         return torch.full_like(r_x, torch.nan), torch.full_like(r_nu, torch.nan)
-    values, vectors = torch.linalg.eigh(K)
+    scale = _equilibrate(K)
+    values, vectors = torch.linalg.eigh(scale[:, None] * K * scale)
     kept = values.abs() > RANK_TOLERANCE * values.abs().max()
-    inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
-    t = vectors @ (inverse[:, None] * (vectors.mT @ torch.cat([r_x, r_nu[index]])))
+    inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)[:, None]
+    vectors = scale[:, None] * vectors
+    # Least squares and least norm are meant in the user's units: what lies in the null space of K
+    # itself is taken out on both sides.
+    null, _ = torch.linalg.qr(vectors[:, ~kept])
+    right = torch.cat([r_x, r_nu[index]])
+    t = vectors @ (inverse * (vectors.mT @ (right - null @ (null.mT @ right))))
+    t = t - null @ (null.mT @ t)
     t_nu = torch.zeros_like(r_nu)
     t_nu[index] = t[n:]
     return t[:n], t_nu
+
+
+def _equilibrate(K: Tensor) -> Tensor:
+    """A diagonal that brings the largest entry of every row near one, so that ranks can be told."""
+    scale = torch.ones_like(K[0])
+    for _ in range(10):
+        largest = (scale[:, None] * K * scale).abs().amax(-1)
+        scale = scale * torch.where(largest > 0, largest, 1.0).rsqrt()
+    return scale
 
 
 def padded_indices(active: Tensor, size: int | None = None) -> tuple[Tensor, Tensor | None]:

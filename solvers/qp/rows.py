@@ -178,7 +178,10 @@ def symmetric(P: Tensor) -> Tensor:
         probe = np.modf(np.arange(1.0, P.shape[-1] + 1) * 0.6180339887498949)[0] + 0.5
         with np.errstate(invalid="ignore", over="ignore"):
             left, right = matrix @ probe, matrix.mT @ probe
-            differ = (abs(left - right) > 1e-12 * abs(left).max(-1, keepdims=True)).any(-1)
+            # Entries of a semidefinite matrix are bounded by its diagonal, so rounding is, too.
+            root = np.sqrt(abs(np.diagonal(matrix, axis1=-2, axis2=-1)))
+            allowed = 1e-12 * root * (root @ probe)[..., None]
+            differ = (abs(left - right) > allowed).any(-1)
         if not differ.any():
             return P
         # Only those that need it: what happens to one does not depend on the others.

@@ -149,7 +149,9 @@ def assess(
     verdict = judge(rows, x, nu, eps_abs, eps_rel)
     if active is None:
         slack = torch.minimum(rows.upper - verdict.Cx, verdict.Cx - rows.lower)
-        active = (nu.abs() > slack) | rows.fixed
+        # Multipliers and slacks each in their own units, where those are small.
+        of_nu = torch.maximum(_size(nu), _size(rows.q))
+        active = (nu.abs() * _size(verdict.Cx) > slack * of_nu) | rows.fixed
     # A solver that found no solution has no active rows to solve on.
     rough = found.status <= Status.MAX_ITERATIONS
     if found.exact is not None:
@@ -258,6 +260,12 @@ def unflatten(outcome: Outcome, problem: QuadraticProgram) -> Solution:
         scalar(outcome.dual),
         scalar(outcome.gap),
     )
+
+
+def _size(t: Tensor) -> Tensor:
+    """Largest entry of each vector as ``(B, 1)`` where that is tiny; one elsewhere."""
+    size = torch.linalg.vector_norm(t, torch.inf, -1) if t.shape[-1] else t.new_ones(t.shape[0])
+    return torch.where((size > 0) & (size < 1e-3), size, 1.0)[:, None]
 
 
 def polish(rows: Rows, factor: kkt.Factor, active: Tensor, nu: Tensor) -> Start:
