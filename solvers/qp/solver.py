@@ -150,8 +150,10 @@ def assess(
     if active is None:
         slack = torch.minimum(rows.upper - verdict.Cx, verdict.Cx - rows.lower)
         # Multipliers and slacks each in their own units, where those are small.
-        of_nu = torch.maximum(_size(nu), _size(rows.q))
-        active = (nu.abs() * _size(verdict.Cx) > slack * of_nu) | rows.fixed
+        of_nu = _size(torch.cat([nu, rows.q.expand(rows.batch, -1)], -1))
+        ends = torch.cat([rows.lower, rows.upper], -1)
+        of_slack = _size(torch.where(ends.isfinite(), ends, 0.0))
+        active = (nu.abs() * of_slack > slack * of_nu) | rows.fixed
     # A solver that found no solution has no active rows to solve on.
     rough = found.status <= Status.MAX_ITERATIONS
     if found.exact is not None:
