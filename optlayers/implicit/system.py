@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from solvers._threads import calm
 from solvers.qp import kkt, small
 from solvers.qp.rows import flat, symmetric
 
@@ -55,14 +56,16 @@ def plain_solver(
         solve = small.kkt_solver(quadratic.numpy(), rows.numpy(), active.numpy())
         if solve is not None:
             return solve
-        factor = kkt.factor_for(quadratic, rows, active)
+        with calm():
+            factor = kkt.factor_for(quadratic, rows, active)
     else:
         parts = zip(system[1:], SYSTEM_NDIM[1:], strict=True)
         factor = kkt.Factor(*(flat(t, core, batch_shape) for t, core in parts if t is not None))
 
     def solve_by_factor(right: Any) -> Any:
         r = torch.from_numpy(right)[..., None]
-        t_x, t_nu = kkt.solve(matrices, factor, active, r[:, :n], r[:, n:])
+        with calm():
+            t_x, t_nu = kkt.solve(matrices, factor, active, r[:, :n], r[:, n:])
         return np.concatenate((t_x.numpy(), t_nu.numpy()), 1)[..., 0]
 
     return solve_by_factor

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .. import _threads
@@ -137,7 +136,7 @@ def _ranges(batch: int, n: int, rows: int) -> list[tuple[int, int]]:
     steps = min(n, rows) / 2
     microseconds = steps * (rows * n + steps**2) / 5000
     parallel = microseconds > 15 and microseconds * batch > 1000
-    return _threads.split(batch, torch.get_num_threads() if parallel else 1)
+    return _threads.split(batch, _threads.available() if parallel else 1)
 
 
 Ranges = list[tuple[int, int]]

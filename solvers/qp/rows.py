@@ -93,7 +93,7 @@ def pieces(problem: QuadraticProgram) -> Iterator[Rows]:
         yield stack(problem)  # shared matrices are factored once; elsewhere, parallelism counts
         return
     size = n * (n + problem.m + problem.p + (0 if problem.lb is problem.ub is None else n))
-    step = max(PIECE_ENTRIES // size, 1)
+    step = max(PIECE_ENTRIES // size, 16)  # enough to share out to threads
     for low in range(0, max(batch, 1), step):
         yield stack(problem, low, min(low + step, batch))
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._threads import calm
 from ..solution import Solution, Status
 from . import kkt
 from .judge import judge
@@ -119,12 +120,13 @@ class QPSolver(ABC):
             with_factor: Whether derivatives will be asked for.
         """
         outcomes, low = [], 0
-        for rows in pieces(problem):
-            part = slice(low, low + rows.batch)
-            guess = None if start is None else (start[0][part], start[1][part])
-            outcomes.append(self.solve_rows(rows, guess, with_factor=with_factor))
-            low += rows.batch
-        outcome = join(outcomes)
+        with calm():
+            for rows in pieces(problem):
+                part = slice(low, low + rows.batch)
+                guess = None if start is None else (start[0][part], start[1][part])
+                outcomes.append(self.solve_rows(rows, guess, with_factor=with_factor))
+                low += rows.batch
+            outcome = join(outcomes)
         if self.verbose:
             print(table(type(self).__name__, outcome))
         return outcome
