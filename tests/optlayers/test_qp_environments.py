@@ -123,7 +123,7 @@ class Programs(Dataset):
 
     def __getitem__(self, index):
         if self.pool_in_worker and get_worker_info() is not None:
-            torch.get_num_threads = lambda: 2  # workers have one thread unless told otherwise
+            _threads.available = lambda: 2  # workers have one thread unless told otherwise
         (x, *_), (_, g_q, *_) = solved_and_differentiated(pooled(index))
         return x, g_q, has_pool()
 
