@@ -130,15 +130,17 @@ def qp(
         data, finite = _without_rubbish(data, shape)
     outputs = solve_implicitly(problem, *data, finite, *_guess(warm_start, data, shape))
     x, y, z, z_box, s, objective, status, iterations, primal, dual, gap = outputs[:11]
-    if isinstance(adjoint, Smoothed):
-        carriers = smooth_solution(adjoint.mu, on_failure, data, status <= 1)
+    solved = None
+    if isinstance(adjoint, Smoothed) or on_failure != "raise":
+        solved = status <= int(Status.SOLVED_INACCURATE)  # the compiler takes no enumeration
+    if isinstance(adjoint, Smoothed) and solved is not None:
+        carriers = smooth_solution(adjoint.mu, on_failure, data, solved)
         # The value of one, the derivatives of the other.
         x, y, z, z_box, s = (
             value.detach() + (carrier - carrier.detach())
             for value, carrier in zip((x, y, z, z_box, s), carriers, strict=True)
         )
-    if on_failure != "raise":
-        solved = status <= int(Status.SOLVED_INACCURATE)  # the compiler takes no enumeration
+    if on_failure != "raise" and solved is not None:
         x, y, z, z_box, s, objective = (paint(t, solved) for t in (x, y, z, z_box, s, objective))
     if dtype != torch.float64:
         x, y, z, z_box, s, objective, primal, dual, gap = (
@@ -157,14 +159,12 @@ def _without_rubbish(
     q = data[1]
     assert q is not None
     finite = torch.ones(shape, dtype=torch.bool, device=q.device)
+    clean: list[Tensor | None] = []
     for (name, core), t in zip(CORE_NDIM.items(), data, strict=True):
         if t is not None:
             good = ~t.isnan() if name in ("h", "lb", "ub") else t.isfinite()
-            finite = finite & good.flatten(-core).all(-1)
-    clean: list[Tensor | None] = []
-    for core, t in zip(CORE_NDIM.values(), data, strict=True):
-        if t is not None:
-            good = (~t.isnan() if core == 1 else t.isfinite()).flatten(-core).all(-1)
+            good = good.flatten(-core).all(-1)
+            finite = finite & good
             t = torch.where(good.reshape(*good.shape, *[1] * core), t, 0.0)
         clean.append(t)
     return clean, finite

@@ -67,7 +67,7 @@ def factorise(P: Tensor, C: Tensor) -> tuple[Factor, Tensor | None]:
         if (smallest > 0).all() and not info.numpy().any():
             M, norm = transform(L, C)
             return Factor(L, M, norm, L.new_zeros(1)), None
-    definite = (pivots.square() > SINGULAR**2 * scale).all(-1) & (info == 0)
+    definite = _pivots_above(SINGULAR**2, L, info, P)
     L = torch.where(definite[:, None, None], L, torch.eye(P.shape[-1]).to(L))
     M, norm = transform(L, C)
     return Factor(L, M, norm, L.new_zeros(1)), None if bool(definite.all()) else ~definite
@@ -76,9 +76,13 @@ def factorise(P: Tensor, C: Tensor) -> tuple[Factor, Tensor | None]:
 def well_conditioned(P: Tensor) -> bool:
     """Whether all ``P`` are safely positive definite."""
     L, info = torch.linalg.cholesky_ex(P)
+    return bool(_pivots_above(WELL_CONDITIONED**2, L, info, P).all())
+
+
+def _pivots_above(least: float, L: Tensor, info: Tensor, P: Tensor) -> Tensor:
+    """Which factors have no pivot below ``least`` times the diagonal of what was factored."""
     pivots, diagonal = (t.diagonal(dim1=-2, dim2=-1) for t in (L, P))
-    safe = pivots.square() > WELL_CONDITIONED**2 * diagonal
-    return bool(safe.all()) and not bool(info.any())
+    return (pivots.square() > least * diagonal).all(-1) & (info == 0)
 
 
 def transform(L: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,8 +114,7 @@ def augment(P: Tensor, C: Tensor, factor: Factor, active: Tensor, singular: Tens
     rho = torch.where(P_size > 0, P_size, 1.0) / torch.where(C_size > 0, C_size, 1.0)
     H = P + rho[:, None, None] * one_by_one(Ca.mT, Ca)
     L, info = torch.linalg.cholesky_ex(H)
-    pivots = L.diagonal(dim1=-2, dim2=-1).square()
-    regular = (pivots > 1e-12 * H.diagonal(dim1=-2, dim2=-1)).all(-1) & (info == 0)
+    regular = _pivots_above(1e-12, L, info, H)
     L = torch.where(regular[:, None, None], L, torch.eye(n).to(L))
     L = torch.where(chosen[:, None, None], L, factor.L)
     M, norm = transform(L, C)
