@@ -1,18 +1,23 @@
-"""Threads for compiled solvers that release the interpreter's lock; none for small torch calls."""
+"""Threads for work that releases the interpreter's lock; none for small torch calls."""
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 # A pool that was made before a fork has no threads in the child and would wait for ever: the key
-# is the process. Workers must not call torch, whose own threads do not survive a fork either.
+# is the process.
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _lock = threading.Lock()
+_working = threading.local()
 _inside = 0
 _outside_threads = 1
 
@@ -43,12 +48,19 @@ def calm() -> Iterator[None]:
 
 
 def available() -> int:
-    """How many threads the user lets torch have."""
+    """How many threads the user lets torch have; one inside a job, where the others are busy."""
+    if getattr(_working, "on_a_job", False):
+        return 1
     return _outside_threads if _inside else torch.get_num_threads()
 
 
 def run(jobs: Sequence[Callable[[], None]]) -> None:
-    """Run all jobs, the first one in the calling thread, and raise what any of them raised."""
+    """Run all jobs, the first one in the calling thread, and raise what any of them raised.
+
+    Jobs may call torch, on tensors that nobody differentiates, inside :func:`calm` only: there
+    torch has one thread, so that a pool in a forked process does not wait for threads that are
+    gone.
+    """
     if len(jobs) < 2:
         for job in jobs:
             job()
@@ -57,13 +69,38 @@ def run(jobs: Sequence[Callable[[], None]]) -> None:
     pool = _pools.get(key)
     if pool is None:
         pool = _pools.setdefault(key, ThreadPoolExecutor(len(jobs), "optlayers"))
-    futures = [pool.submit(job) for job in jobs[1:]]
+    inference = torch.is_inference_mode_enabled()
+    futures = [pool.submit(_work, job, inference) for job in jobs[1:]]
     try:
-        jobs[0]()
+        _work(jobs[0], inference)
     finally:
         wait(futures)  # they write into the caller's arrays
     for future in futures:
         future.result()
+
+
+def _work(job: Callable[[], None], inference: bool) -> None:
+    # Both modes belong to a thread, and a worker starts with neither.
+    with torch.inference_mode(inference), torch.no_grad():
+        _working.on_a_job = True
+        try:
+            job()
+        finally:
+            _working.on_a_job = False
+
+
+def spread(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Apply a function to all items, in as many threads as there are; results in their order."""
+    items = list(items)
+    results: list[Any] = [None] * len(items)
+    left = iter(range(len(items)))  # whoever is done takes the next
+
+    def work() -> None:
+        for i in left:
+            results[i] = function(items[i])
+
+    run([work] * min(available(), len(items)))
+    return results
 
 
 def split(count: int, parts: int) -> list[tuple[int, int]]:

@@ -11,12 +11,13 @@ optimality conditions as well, every derivative. With :math:`P = L L^\top` and :
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .._threads import available, split, spread
 
 # Rows have unit length, so a pivot of S is the squared distance of a row to the span of those
 # before it; below this it depends on them.
@@ -30,6 +31,8 @@ SINGULAR = 1e-5
 WELL_CONDITIONED = 1e-3
 # Entries of gathered rows held at a time: 8 MB stay in cache, and no element swells the others.
 CHUNK_ENTRIES = 1 << 20
+# Entries that are work for half a millisecond; with less, threads cost more than they save.
+WORTH_A_THREAD = 1 << 15
 
 
 class Factor(NamedTuple):
@@ -172,29 +175,26 @@ def solve(
     most = size
     if most is None:
         most = int(active.sum(-1).max()) if active.numel() else 0
-    step = batch if factor.M.shape[0] == 1 else max(CHUNK_ENTRIES // (max(most, 1) * n), 1)
-    if step >= batch:
+    entries = batch * max(most, 1) * n
+    count = max(-(-entries // CHUNK_ENTRIES), min(available(), entries // WORTH_A_THREAD))
+    if count < 2 or batch < 2 or factor.M.shape[0] == 1:
         return _solve_chunk(system, factor, active, r_x, r_nu, size)
-    t_x, t_nu = torch.empty_like(r_x), torch.empty_like(r_nu)
 
     def cut(t: Tensor, part: slice) -> Tensor:
         return t if t.shape[0] == 1 else t[part]
 
-    def system_of(part: slice) -> tuple[Tensor, Tensor]:
-        P, C = system()
-        return cut(P, part), cut(C, part)
+    def solve_part(ends: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        part = slice(*ends)
 
-    for low in range(0, batch, step):
-        part = slice(low, low + step)
-        t_x[part], t_nu[part] = _solve_chunk(
-            partial(system_of, part),
-            Factor(*(cut(t, part) for t in factor)),
-            active[part],
-            r_x[part],
-            r_nu[part],
-            size,
-        )
-    return t_x, t_nu
+        def system_of_part() -> tuple[Tensor, Tensor]:
+            P, C = system()
+            return cut(P, part), cut(C, part)
+
+        parts = Factor(*(cut(t, part) for t in factor)), active[part], r_x[part], r_nu[part]
+        return _solve_chunk(system_of_part, *parts, size)
+
+    t_x, t_nu = zip(*spread(solve_part, split(batch, count)), strict=True)
+    return torch.cat(t_x), torch.cat(t_nu)
 
 
 def _solve_chunk(

@@ -1,12 +1,12 @@
 r"""How solvers see a quadratic program: :math:`l \le C x \le u` with one batch dimension."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .._threads import available, split
 from ..solution import Solution
 from .quadratic_program import QuadraticProgram
 
@@ -83,19 +83,22 @@ def flat(t: Tensor, core: int, batch_shape: torch.Size) -> Tensor:
 # Entries of the matrices stacked at a time, 4 MB: temporaries of this size stay in the outer cache,
 # and the allocator hands them out again instead of asking the system for fresh pages.
 PIECE_ENTRIES = 1 << 19
+# Entries that are work for two milliseconds; with less, threads cost more than they save.
+WORTH_A_THREAD = 1 << 17
 
 
-def pieces(problem: QuadraticProgram) -> Iterator[Rows]:
-    """Stack a batch piece by piece, so that neither memory nor caches see all of it at once."""
+def pieces(problem: QuadraticProgram) -> list[tuple[int, int]]:
+    """Cut a batch into ranges, so that caches hold one of them and every thread has one."""
     batch, n = problem.batch_shape.numel(), problem.n
     matrices = [t for t in (problem.P, problem.G, problem.A) if t is not None]
     if problem.q.device.type != "cpu" or all(t.shape[:-2].numel() == 1 for t in matrices):
-        yield stack(problem)  # shared matrices are factored once; elsewhere, parallelism counts
-        return
-    size = n * (n + problem.m + problem.p + (0 if problem.lb is problem.ub is None else n))
-    step = max(PIECE_ENTRIES // size, 16)  # enough to share out to threads
-    for low in range(0, max(batch, 1), step):
-        yield stack(problem, low, min(low + step, batch))
+        return [(0, batch)]  # shared matrices are factored once; elsewhere, parallelism counts
+    rows = problem.m + problem.p + (0 if problem.lb is problem.ub is None else n)
+    entries, threads = batch * n * (n + rows), available()
+    count = max(-(-entries // PIECE_ENTRIES), min(threads, entries // WORTH_A_THREAD), 1)
+    if count > 1:
+        count = threads * -(-count // threads)  # nobody waits for a last piece
+    return split(batch, count) if batch else [(0, 0)]
 
 
 def stack(problem: QuadraticProgram, low: int = 0, high: int | None = None) -> Rows:

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._threads import calm
+from .._threads import calm, spread
 from ..solution import Solution, Status
 from . import kkt
 from .judge import judge
 from .quadratic_program import QuadraticProgram
-from .rows import Rows, empty, inequalities, pieces, start_of, unstack
+from .rows import Rows, empty, inequalities, pieces, stack, start_of, unstack
 
 Start = tuple[Tensor, Tensor]
 
@@ -112,21 +112,20 @@ class QPSolver(ABC):
     def run(
         self, problem: QuadraticProgram, start: Start | None = None, *, with_factor: bool = False
     ) -> Outcome:
-        """Solve in flat form, in pieces that suit a CPU's cache.
+        """Solve in flat form, in pieces that suit a CPU's caches and cores.
 
         Args:
             problem: In float64.
             start: Flat guess of ``x`` and all multipliers.
             with_factor: Whether derivatives will be asked for.
         """
-        outcomes, low = [], 0
+
+        def solve_piece(piece: tuple[int, int]) -> Outcome:
+            guess = None if start is None else (start[0][slice(*piece)], start[1][slice(*piece)])
+            return self.solve_rows(stack(problem, *piece), guess, with_factor=with_factor)
+
         with calm():
-            for rows in pieces(problem):
-                part = slice(low, low + rows.batch)
-                guess = None if start is None else (start[0][part], start[1][part])
-                outcomes.append(self.solve_rows(rows, guess, with_factor=with_factor))
-                low += rows.batch
-            outcome = join(outcomes)
+            outcome = join(spread(solve_piece, pieces(problem)))
         if self.verbose:
             print(table(type(self).__name__, outcome))
         return outcome
