@@ -33,7 +33,7 @@ from .system import (
     SYSTEM_NDIM,
     System,
     nobody_differentiates,
-    plain_solver,
+    solve_plainly,
     stacked_matrices,
 )
 
@@ -96,7 +96,6 @@ class KKTConditions:
         """
         x, side = outputs[0], system.side
         n, batch_shape, count = x.shape[-1], x.shape[:-1], side.shape[-1]
-        batch = batch_shape.numel()
         if x.device.type != "cpu" or side.shape[:-1] != batch_shape:
             return None
         P, _, G, _, A = inputs[:5]
@@ -108,8 +107,7 @@ class KKTConditions:
             for low, high, part in zip((0, *ends), ends, g, strict=False):
                 if part is not None:
                     right[..., low:high] = part
-            solve = plain_solver(P, G, A, n, batch_shape, system)
-            a = -solve(right.reshape(batch, n + count)).reshape(right.shape)
+            a = -solve_plainly(P, G, A, system, right)
             return tuple(a[..., low:high] for low, high in zip((0, *ends), ends, strict=False))
 
         grads = pull_back(

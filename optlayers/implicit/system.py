@@ -1,11 +1,11 @@
 """The linear system of the KKT conditions: which rows are active, and solving with it in numpy."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -15,6 +15,8 @@ from solvers.qp.rows import flat, symmetric
 
 from .batching import legacy_vmap_level
 from .function import Tensors
+
+Floats = NDArray[np.float64]
 
 
 class System(NamedTuple):
@@ -39,36 +41,30 @@ class System(NamedTuple):
 SYSTEM_NDIM = (1, 2, 2, 1, 0)
 
 
-def plain_solver(
-    P: Tensor | None,
-    G: Tensor | None,
-    A: Tensor | None,
-    n: int,
-    batch_shape: torch.Size,
-    system: System,
-) -> Callable[[Any], Any]:
-    """Solve with :math:`K` in numpy: from right-hand sides ``(B, n + rows)`` to solutions."""
-    count = system.side.shape[-1]
+def solve_plainly(
+    P: Tensor | None, G: Tensor | None, A: Tensor | None, system: System, right: Floats
+) -> Floats:
+    """Solve with :math:`K` in numpy, for a right-hand side ``(*batch, n + rows)``."""
+    batch_shape, count = system.side.shape[:-1], system.side.shape[-1]
+    n = right.shape[-1] - count
     active = system.side.reshape(batch_shape.numel(), count) != 0
-    matrices = partial(stacked_matrices, P, G, A, n, count, batch_shape)
+    columns = right.reshape(-1, n + count)
     if system.L is None:
-        quadratic, rows = matrices()
-        solve = small.kkt_solver(quadratic.numpy(), rows.numpy(), active.numpy())
-        if solve is not None:
-            return solve
-        with calm():
-            factor = kkt.factor_for(quadratic, rows, active)
-    else:
-        parts = zip(system[1:], SYSTEM_NDIM[1:], strict=True)
-        factor = kkt.Factor(*(flat(t, core, batch_shape) for t, core in parts if t is not None))
-
-    def solve_by_factor(right: Any) -> Any:
-        r = torch.from_numpy(right)[..., None]
-        with calm():
-            t_x, t_nu = kkt.solve(matrices, factor, active, r[:, :n], r[:, n:])
-        return np.concatenate((t_x.numpy(), t_nu.numpy()), 1)[..., 0]
-
-    return solve_by_factor
+        quadratic = None if P is None else flat(P, 2, batch_shape).numpy()
+        parts = [flat(t, 2, batch_shape).numpy() for t in (A, G) if t is not None]
+        solved = small.kkt_solve(quadratic, parts, active.numpy(), columns)
+        if solved is not None:
+            return solved.reshape(right.shape)
+    matrices = partial(stacked_matrices, P, G, A, n, count, batch_shape)
+    r = torch.from_numpy(columns)[..., None]
+    with calm():
+        if system.L is None:
+            factor = kkt.factor_for(*matrices(), active)
+        else:
+            given = zip(system[1:], SYSTEM_NDIM[1:], strict=True)
+            factor = kkt.Factor(*(flat(t, core, batch_shape) for t, core in given if t is not None))
+        t_x, t_nu = kkt.solve(matrices, factor, active, r[:, :n], r[:, n:])
+    return np.concatenate((t_x.numpy(), t_nu.numpy()), 1).reshape(right.shape)
 
 
 def stacked_matrices(

@@ -2,12 +2,12 @@ r"""A small problem, or a few: everything in numpy, because calls cost more than
 
 With five variables the compiled solver takes a microsecond, a call to numpy half of one and a call
 to torch two. So a handful of small, well-scaled, strictly convex problems goes straight to the
-compiled solver as it is, and derivatives invert the KKT matrix itself. Whatever is not plain (bad
-scaling, a failure, a residual that is not tiny, a matrix that is nearly singular) is left to the
-methods that can deal with it.
+compiled solver as it is, and derivatives solve with the KKT matrix itself. Whatever is not plain
+(bad scaling, a failure, a residual that is not tiny, a matrix that is nearly singular) is left to
+the methods that can deal with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,12 @@ Floats = NDArray[np.float64]
 # Largest side of the KKT matrix of a problem on its own, and in a batch; and the largest number of
 # entries of all of them together.
 SIDE, BATCH_SIDE, ENTRIES = 130, 60, 40_000
-# Largest side of KKT matrices that are inverted whole; beyond, factors of blocks are cheaper.
-INVERSE_SIDE = 30
 # The compiled solver drops tiny rows, and takes large Hessians for rows that are tiny.
 SMALLEST, LARGEST = 1e-2, 1e2
-# Condition number from which the inverse is not trusted.
-CONDITION = 1e11
+# Condition number, as a solution shows it, from which the solution is not trusted.
+CONDITION = 1e10
+# Its multiples modulo one are nowhere near each other.
+GOLDEN = 0.5 * (1 + 5**0.5)
 
 
 def is_small(batch: int, side: int) -> bool:
@@ -106,67 +106,54 @@ def solve(
     return Outcome.of(tensors), solved
 
 
-def kkt_solver(
-    P: Floats, C: Floats, active: NDArray[np.bool_]
-) -> Callable[[Floats], Floats] | None:
-    r"""Solve with the KKT matrices on the active rows; None if one of them is not safely regular.
+def kkt_solve(
+    P: Floats | None, parts: Sequence[Floats], active: NDArray[np.bool_], right: Floats
+) -> Floats | None:
+    r"""Solve with the KKT matrices on the active rows; None if one is not safely regular, or large.
 
     Args:
-        P: Symmetric ``(1 or B, n, n)``.
-        C: ``(1 or B, rows, n)``.
-        active: Boolean ``(B, rows)``.
+        P: ``(1 or B, n, n)``; None for zero.
+        parts: The matrices of equalities and inequalities, each ``(1 or B, some rows, n)``.
+        active: Boolean ``(B, rows)``; rows beyond those of ``parts`` are bounds.
+        right: ``(B, n + rows)``; only active entries count.
 
     Returns:
-        A function from right-hand sides ``(B, n + rows)`` to solutions of the same shape, which are
-        zero on the rows that are not active.
+        Solutions of the shape of ``right``, zero on the rows that are not active.
     """
     batch, count = active.shape
-    n = P.shape[-1]
-    if batch == 1:
-        return _one_solver(P[0], C[0], active[0]) if n + count <= SIDE else None
-    if n + count > INVERSE_SIDE or batch * (n + count) ** 2 > ENTRIES:
+    side = right.shape[-1]
+    n = side - count
+    if not is_small(batch, side):
         return None
-    K = np.zeros((batch, n + count, n + count))
-    K[:, :n, :n] = P
-    K[:, n:, :n] = C * active[..., None]
+    K = np.zeros((batch, side, side))
+    if P is not None:
+        K[:, :n, :n] = 0.5 * (P + P.mT)
+    low = n
+    for part in parts:
+        K[:, low : low + part.shape[-2], :n] = part
+        low += part.shape[-2]
+    if low < side:
+        K[:, range(low, side), range(n)] = 1.0
+    if batch == 1:  # only what is active
+        kept = np.concatenate((np.arange(n), n + np.flatnonzero(active)))
+        K, columns = K[:, kept], right[:, kept]
+        K = K[:, :, kept]
+    else:  # an identity for the rows that are not active
+        K[:, n:] *= active[..., None]
+        K[:, range(n, side), range(n, side)] = ~active
+        columns = right.copy()
+        columns[:, n:] *= active
     K[:, :n, n:] = K[:, n:, :n].mT
-    diagonal = np.arange(n, n + count)
-    K[:, diagonal, diagonal] = ~active  # an identity for the rows that are not active
+    both = np.empty((*columns.shape, 2))
+    # The solution for a vector in no special position tells whether the matrix is regular.
+    both[..., 0], both[..., 1] = columns, np.arange(1.0, 1 + columns.shape[-1]) * GOLDEN % 1 - 0.5
     try:
-        inverse = np.linalg.inv(K)
+        solved = np.linalg.solve(K, both)
     except np.linalg.LinAlgError:
         return None
-    condition = abs(K).sum(-1).max(-1) * abs(inverse).sum(-1).max(-1)
+    condition = abs(K).sum(-1).max(-1) * abs(solved[..., 1]).max(-1)
     if not (condition < CONDITION).all():
         return None
-
-    def solve(right: Floats) -> Floats:
-        right[:, n:] *= active
-        return (inverse @ right[..., None])[..., 0]
-
-    return solve
-
-
-def _one_solver(
-    P: Floats, C: Floats, active: NDArray[np.bool_]
-) -> Callable[[Floats], Floats] | None:
-    """One problem: only its active rows, by LU with a condition estimate."""
-    from scipy.linalg import lapack
-
-    n = len(P)
-    index = np.flatnonzero(active)
-    K = np.zeros((n + len(index), n + len(index)), order="F")
-    K[:n, :n] = P
-    K[n:, :n] = C[index]
-    K[:n, n:] = K[n:, :n].T
-    LU, pivots, info = lapack.dgetrf(K)
-    if info or lapack.dgecon(LU, abs(K).sum(0).max())[0] < 1 / CONDITION:
-        return None
-    rows = np.concatenate((np.arange(n), n + index))
-
-    def solve(right: Floats) -> Floats:
-        solution = np.zeros_like(right)
-        solution[0, rows] = lapack.dgetrs(LU, pivots, right[0, rows])[0]
-        return solution
-
-    return solve
+    solution = np.zeros_like(right)
+    solution[:, kept if batch == 1 else slice(None)] = solved[..., 0]
+    return solution

@@ -169,7 +169,7 @@ def test_gradient_of_the_objective_needs_no_linear_solve(monkeypatch):
         raise AssertionError("a linear solve")
 
     monkeypatch.setattr(system.kkt, "solve", refuse)
-    monkeypatch.setattr(system.small, "kkt_solver", refuse)
+    monkeypatch.setattr(system.small, "kkt_solve", refuse)
     value.backward()
     assert data["q"].grad is not None
 
