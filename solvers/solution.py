@@ -62,6 +62,8 @@ class Solution:
         primal_residual: Largest violation of a constraint ``(*batch)``.
         dual_residual: Largest entry of the Lagrangian's gradient ``(*batch)``.
         duality_gap: Primal minus dual objective, absolute ``(*batch)``.
+        history: Errors of all iterations ``(iterations, *batch)`` where the solver was told to keep
+            them; NaN from where a sample stopped.
     """
 
     x: Any
@@ -75,6 +77,7 @@ class Solution:
     primal_residual: Tensor | None = None
     dual_residual: Tensor | None = None
     duality_gap: Tensor | None = None
+    history: Tensor | None = None
 
     @property
     def residuals(self) -> Residuals:

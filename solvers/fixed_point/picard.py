@@ -1,0 +1,36 @@
+"""Plain iteration, perhaps damped: the best there is where a map contracts well."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..iteration import Iterate, Iterates
+from .solver import FixedPointSolver
+
+
+@dataclass(frozen=True)
+class Picard(FixedPointSolver):
+    r"""Iterate :math:`z \leftarrow z + \beta (f(z) - z)`.
+
+    Converges linearly with factor :math:`|1 - \beta + \beta\lambda|`, where :math:`\lambda` is the
+    eigenvalue of the Jacobian of :math:`f` for which it is largest.
+
+    Attributes:
+        damping: :math:`\beta`; 1 for the plain iteration.
+
+    References:
+        Ortega and Rheinboldt, *Iterative solution of nonlinear equations in several variables*,
+        1970, section 10.1.
+    """
+
+    damping: float = 1.0
+
+    def iterates(self, f: Callable[[Tensor], Tensor], z: Tensor) -> Iterates:
+        """One evaluation an iteration."""
+        while True:
+            fz = f(z)
+            step = fz - z
+            yield Iterate(fz, torch.linalg.vector_norm(step, dim=-1))
+            z = fz if self.damping == 1.0 else z + self.damping * step

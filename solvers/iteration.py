@@ -1,0 +1,187 @@
+"""The loop that all iterative solvers share: who still runs, who is done, who cannot get further.
+
+A method is a generator. It yields where it is and how far it still wants to go, and is sent back
+which samples still run; all it remembers are local variables. Samples never wait for each other to
+be right: what a sample ends with is recorded when it stops, whatever the method does to it later.
+"""
+
+from abc import ABC
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .solution import Solution, Status
+
+# Tolerances where none are given: what a well-conditioned problem reaches in this precision.
+DEFAULT_EPS = {torch.float64: 1e-10, torch.float32: 1e-6, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+# A sample that no longer improves counts as solved, inaccurately, within this many tolerances.
+LOOSE = 1000.0
+# Improvement by less than this factor in so many iterations, near the tolerance, is none: rounding.
+PATIENCE, LEAST_PROGRESS = 10, 0.9
+STEPS_BETWEEN_CHECKS = 8  # where asking makes a device wait for the host
+
+
+class Iterate(NamedTuple):
+    """Where a method is.
+
+    Attributes:
+        x: ``(B, n)``.
+        error: ``(B)``: 2-norm of the step that the method would take from here, or of what stands
+            for it: in the units of ``x``. NaN says that there is no way on.
+        value: Objective or merit ``(B)``, for tables and histories; None if there is none.
+        kept: What derivatives may reuse, a factorisation say, as it was last.
+    """
+
+    x: Tensor
+    error: Tensor
+    value: Tensor | None = None
+    kept: tuple[Tensor, ...] = ()
+
+
+Iterates = Generator[Iterate, Tensor, None]
+
+
+class Run(NamedTuple):
+    """What came of a loop: all with the flat batch in front."""
+
+    x: Tensor
+    status: Tensor
+    iterations: Tensor
+    error: Tensor
+    value: Tensor | None
+    kept: tuple[Tensor, ...]
+    history: Tensor | None
+
+
+@dataclass(frozen=True)
+class IterativeSolver(ABC):
+    r"""Base of the iterative solvers: when to stop.
+
+    A sample is solved when the step :math:`\Delta` that its method would take next is short,
+    :math:`\|\Delta\|_2 \le` ``eps_abs`` + ``eps_rel`` :math:`\|x\|_2`. For methods that converge
+    linearly with factor :math:`\rho` the distance to the solution may be :math:`1/(1-\rho)` times
+    as long.
+
+    Attributes:
+        eps_abs: Absolute tolerance; by default 1e-10 in float64, 1e-6 in float32.
+        eps_rel: Tolerance relative to ``x``; the same by default.
+        max_iter: Iterations allowed to each sample.
+        verbose: Print a line per iteration.
+        keep_history: Keep the errors of all iterations, for plots.
+    """
+
+    eps_abs: float | None = None
+    eps_rel: float | None = None
+    max_iter: int = 1000
+    verbose: bool = False
+    keep_history: bool = False
+
+    def apply_inverse(self, kept: tuple[Tensor, ...], v: Tensor, *, transposed: bool) -> Tensor:
+        r"""Solve with the Jacobian that the method factored last, as an :class:`Iterate` keeps it.
+
+        Args:
+            kept: Of the last iterate; never empty where this is called.
+            v: Right-hand sides ``(B, n)``.
+            transposed: Whether to solve with the transposed Jacobian.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no factorisation")
+
+    # Methods that go downhill end with their last point, others with the one of least error.
+    keeps_last: ClassVar[bool] = False
+
+    @torch.no_grad()
+    def run(self, iterates: Iterates) -> Run:
+        """Run a method until every sample is done.
+
+        Args:
+            iterates: The method, at its start.
+
+        Returns:
+            For each sample its best or last point, and what became of it.
+        """
+        it = next(iterates)
+        default = DEFAULT_EPS[it.x.dtype]
+        eps_abs = default if self.eps_abs is None else self.eps_abs
+        eps_rel = default if self.eps_rel is None else self.eps_rel
+        # One number a sample: on a CPU numpy does that in a fraction of a call to torch.
+        on_cpu = it.x.device.type == "cpu"
+        xp: Any = np if on_cpu else torch
+        best, best_value = it.x, it.value
+        best_error = before = _plain(torch.full_like(it.error, torch.inf))
+        running = _plain(torch.ones_like(it.error, dtype=torch.bool))
+        converged, iterations = ~running, _plain(torch.zeros_like(it.error, dtype=torch.long))
+        errors = []
+        for k in range(self.max_iter + 1):
+            error = _plain(it.error)
+            tolerance = eps_abs + eps_rel * _plain(torch.linalg.vector_norm(it.x, dim=-1))
+            better = running & (xp.isfinite(error) if self.keeps_last else error < best_error)
+            if on_cpu and better.all():
+                best, best_error, best_value = it.x, error, it.value
+            else:
+                mask = torch.as_tensor(better)
+                best = torch.where(mask[:, None], it.x, best)
+                best_error = xp.where(better, error, best_error)
+                if it.value is not None and best_value is not None:
+                    best_value = torch.where(mask, it.value, best_value)
+            arrived = running & (error <= tolerance)
+            converged = converged | arrived
+            running = running & ~(arrived | xp.isnan(error))
+            if k % PATIENCE == PATIENCE - 1:
+                stuck = best_error > LEAST_PROGRESS * before
+                running = running & ~(stuck & (best_error <= LOOSE * tolerance))
+                before = best_error
+            if self.keep_history:
+                errors.append(torch.as_tensor(xp.where(iterations == k, error, xp.nan)))
+            if self.verbose:
+                _print_line(k, running, it)
+            checked = on_cpu or k % STEPS_BETWEEN_CHECKS == 0
+            if k == self.max_iter or (checked and not bool(running.any())):
+                break
+            iterations = iterations + running
+            it = iterates.send(torch.as_tensor(running))
+        iterates.close()
+        tolerance = eps_abs + eps_rel * _plain(torch.linalg.vector_norm(best, dim=-1))
+        status = xp.full_like(iterations, int(Status.MAX_ITERATIONS))
+        status[xp.isnan(error)] = Status.NUMERICAL_ERROR
+        status[best_error <= LOOSE * tolerance] = Status.SOLVED_INACCURATE
+        status[converged] = Status.SOLVED
+        return Run(
+            best,
+            torch.as_tensor(status),
+            torch.as_tensor(iterations),
+            torch.as_tensor(best_error),
+            best_value,
+            it.kept,
+            torch.stack(errors) if errors else None,
+        )
+
+
+def _plain(t: Tensor) -> Any:
+    return t.detach().numpy() if t.device.type == "cpu" else t
+
+
+def solution_of(run: Run, shape: torch.Size) -> Solution:
+    """Give what came of a loop the batch shape of ``x0``, whose shape is ``(*batch, n)``."""
+    batch = shape[:-1]
+    return Solution(
+        run.x.reshape(shape),
+        run.status.reshape(batch),
+        run.iterations.reshape(batch),
+        objective=None if run.value is None else run.value.reshape(batch),
+        dual_residual=run.error.reshape(batch),
+        history=None if run.history is None else run.history.reshape(-1, *batch),
+    )
+
+
+def _print_line(k: int, running: Any, it: Iterate) -> None:
+    if k == 0:
+        print(f"{'iteration':>9} {'running':>9} {'largest step':>14} {'median step':>14}", end="")
+        print("" if it.value is None else f" {'mean value':>14}")
+    largest = float(it.error.nan_to_num(torch.inf).max()) if len(it.error) else 0.0
+    median = float(it.error.median()) if len(it.error) else 0.0
+    print(f"{k:9d} {int(running.sum()):9d} {largest:14.3e} {median:14.3e}", end="")
+    print("" if it.value is None else f" {float(it.value.mean()):14.6e}")
