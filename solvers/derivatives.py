@@ -32,8 +32,8 @@ def jacobian(f: Function, x: Tensor) -> Tensor:
 
 def value_and_gradient(f: Function, x: Tensor) -> tuple[Tensor, Tensor]:
     """Values ``(B)`` and gradients ``(B, n)``."""
-    value, pull = vjp(f, x)
-    return value, pull(torch.ones_like(value))[0]
+    value, pull = _vjp(f, x)
+    return value, pull(torch.ones_like(value))
 
 
 def gradient(f: Function, x: Tensor) -> Tensor:
@@ -58,5 +58,10 @@ def jacobian_product(f: Function, x: Tensor) -> Callable[[Tensor], Tensor]:
 
 def transposed_product(f: Function, x: Tensor) -> Callable[[Tensor], Tensor]:
     """The map from ``u`` ``(B, m)`` to the product of each transposed Jacobian with it."""
-    pull = vjp(f, x)[1]
-    return lambda u: pull(u)[0]  # type: ignore[no-any-return]
+    return _vjp(f, x)[1]
+
+
+def _vjp(f: Function, x: Tensor) -> tuple[Tensor, Function]:
+    value, *rest = vjp(f, x)  # its annotation tells of a third part that is there only if asked for
+    pull = rest[0]
+    return value, lambda u: pull(u)[0]

@@ -5,7 +5,6 @@ which samples still run; all it remembers are local variables. Samples never wai
 be right: what a sample ends with is recorded when it stops, whatever the method does to it later.
 """
 
-from abc import ABC
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -58,7 +57,7 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True)
-class IterativeSolver(ABC):
+class IterativeSolver:
     r"""Base of the iterative solvers: when to stop.
 
     A sample is solved when the step :math:`\Delta` that its method would take next is short,

@@ -1,6 +1,6 @@
 """What the fixed-point solvers share: the entry point."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from ..solution import Solution
 
 
 @dataclass(frozen=True)
-class FixedPointSolver(IterativeSolver):
+class FixedPointSolver(IterativeSolver, ABC):
     """Base of the fixed-point solvers; a subclass provides ``iterates``."""
 
     def solve(self, f: Callable[[Tensor], Tensor], z0: Tensor) -> Solution:
@@ -27,7 +27,11 @@ class FixedPointSolver(IterativeSolver):
         """
         shape = z0.shape
         flat = z0.reshape(-1, shape[-1])
-        return solution_of(self.find(lambda z: f(z.reshape(shape)).reshape(flat.shape), flat), shape)
+
+        def on_flat(z: Tensor) -> Tensor:
+            return f(z.reshape(shape)).reshape(flat.shape)
+
+        return solution_of(self.find(on_flat, flat), shape)
 
     def find(self, f: Callable[[Tensor], Tensor], z0: Tensor) -> Run:
         """The same on a flat batch ``(B, n)``."""

@@ -4,7 +4,7 @@ Second things are a projection, a proximal operator, a linear oracle, bounds: ea
 or its own signature in its own file.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +16,7 @@ from ..solution import Solution
 
 
 @dataclass(frozen=True)
-class MinimizeSolver(IterativeSolver):
+class MinimizeSolver(IterativeSolver, ABC):
     """Base of the methods for smooth functions without constraints."""
 
     keeps_last: ClassVar[bool] = True
@@ -46,7 +46,7 @@ class MinimizeSolver(IterativeSolver):
 
 
 @dataclass(frozen=True)
-class LeastSquaresSolver(IterativeSolver):
+class LeastSquaresSolver(IterativeSolver, ABC):
     """Base of the methods for sums of squares."""
 
     keeps_last: ClassVar[bool] = True

@@ -1,6 +1,6 @@
 """What the root finders share: the entry point."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from ..solution import Solution
 
 
 @dataclass(frozen=True)
-class RootSolver(IterativeSolver):
+class RootSolver(IterativeSolver, ABC):
     """Base of the root finders; a subclass provides ``iterates``."""
 
     def solve(self, F: Callable[[Tensor], Tensor], x0: Tensor) -> Solution:
@@ -26,7 +26,11 @@ class RootSolver(IterativeSolver):
         """
         shape = x0.shape
         flat = x0.reshape(-1, shape[-1])
-        return solution_of(self.find(lambda x: F(x.reshape(shape)).reshape(flat.shape), flat), shape)
+
+        def on_flat(x: Tensor) -> Tensor:
+            return F(x.reshape(shape)).reshape(flat.shape)
+
+        return solution_of(self.find(on_flat, flat), shape)
 
     def find(self, F: Callable[[Tensor], Tensor], x0: Tensor) -> Run:
         """The same on a flat batch ``(B, n)``."""
