@@ -11,15 +11,20 @@ What torch needs said by hand, and why (each point was a silent error without it
   generated rule would run ``jvp`` where ``unpack_dual`` has no batching rule.
 - ``jvp`` works on the primal part of what was saved, with forward gradients switched on again;
   otherwise forward mode over forward mode loses the inner tangents.
+- ``backward`` unwraps what belongs to a transform that has ended, as ``torch.func.vjp``'s has when
+  its pullback runs: a transform that ``vjp`` itself uses would get the same level.
 - Under ``torch.compile`` a twin takes over, see :mod:`optlayers.implicit.compiled`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
+from torch._C._functorch import is_legacy_batchedtensor, unwrap_if_dead
+from torch._functorch import eager_transforms
+from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 
 from .batching import legacy_vmap_level
@@ -90,6 +95,23 @@ def solve_implicitly(problem: ImplicitProblem, *inputs: Tensor | None) -> tuple[
     return outputs
 
 
+@contextmanager
+def sharing_the_dual_level() -> Iterator[None]:
+    """Let ``torch.func.jvp`` work inside ``forward_ad.dual_level``, which cannot be nested.
+
+    Within another ``torch.func.jvp`` it opens no level of its own, for its wrappers keep tangents
+    apart; here it must believe that it is within one.
+    """
+    if forward_ad._current_level < 0 or eager_transforms.JVP_NESTING:
+        yield
+        return
+    eager_transforms.JVP_NESTING += 1
+    try:
+        yield
+    finally:
+        eager_transforms.JVP_NESTING -= 1
+
+
 def _remember(
     ctx: Any, problem: ImplicitProblem, inputs: Tensors, outputs: tuple[Tensor, ...]
 ) -> None:
@@ -117,14 +139,15 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         """Pull cotangents back through the conditions."""
-        saved = ctx.saved_tensors
+        saved = [None if t is None else unwrap_if_dead(t) for t in ctx.saved_tensors]
         inputs, outputs = saved[: ctx.split], saved[ctx.split :]
-        return None, *ctx.problem.vjp(inputs, outputs, cotangents, ctx.needs_input_grad[1:])
+        with sharing_the_dual_level():
+            return None, *ctx.problem.vjp(inputs, outputs, cotangents, ctx.needs_input_grad[1:])
 
     @staticmethod
     def jvp(ctx: Any, _problem: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Push tangents forward through the conditions."""
-        with _set_fwd_grad_enabled(True):
+        with _set_fwd_grad_enabled(True), sharing_the_dual_level():
             saved = [None if t is None else unpack_dual(t).primal for t in ctx.saved_tensors]
             inputs, outputs = saved[: ctx.split], saved[ctx.split :]
             pushed = ctx.problem.jvp(inputs, outputs, tangents)

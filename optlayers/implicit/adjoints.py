@@ -1,0 +1,338 @@
+r"""How derivatives solve :math:`A^\top u = v` (or :math:`A u = v`), with :math:`A` of any conditions.
+
+Exact adjoints end with a residual and say so when it is not small. Approximate ones take the
+conditions as :math:`x - T(x)` and sum a few terms of a series: cheaper, and as wrong as the series
+is short.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from solvers._threads import calm
+from solvers.derivatives import jacobian, jacobian_product, transposed_product
+from solvers.fixed_point import FixedPointSolver
+from solvers.solution import Solution, SolverError, Status
+
+from ..failure import OnFailure, warn
+
+if TYPE_CHECKING:
+    from .conditions import Kind
+
+# Relative residuals from which an adjoint is inaccurate, and from which it is no solution at all.
+INACCURATE = {torch.float64: 1e-6, torch.float32: 1e-3}
+NO_SOLUTION = 0.1
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """Conditions at a point, on flat batches.
+
+    Attributes:
+        function: The conditions, ``(B, n)`` to ``(B, n)``.
+        x: The point ``(B, n)``.
+        kind: What the conditions belong to.
+        kept: What the solver kept.
+        transposed: Whether the system is that of the transposed Jacobian.
+        on_failure: What to do where there is no solution.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    x: Tensor
+    kind: "Kind"
+    kept: tuple[Tensor, ...]
+    transposed: bool
+    on_failure: OnFailure
+
+    def product(self) -> Callable[[Tensor], Tensor]:
+        """The matrix of the system times ``(B, n)``."""
+        return self._product_at(self.x, self.transposed)
+
+    def other_product(self) -> Callable[[Tensor], Tensor]:
+        """Its transpose times ``(B, n)``."""
+        return self._product_at(self.x, not self.transposed)
+
+    def _product_at(self, x: Tensor, transposed: bool) -> Callable[[Tensor], Tensor]:
+        transposed = transposed or self.kind.symmetric  # one graph serves all products
+        return (transposed_product if transposed else jacobian_product)(self.function, x)
+
+    def product_nearby(self, step: Tensor) -> Callable[[Tensor], Tensor]:
+        """The matrix as it is one step from the point."""
+        return self._product_at(self.x + step, self.transposed)
+
+    def matrix(self) -> Tensor:
+        """The matrix of the system ``(B, n, n)``."""
+        A = jacobian(self.function, self.x)
+        return A.mT if self.transposed else A
+
+
+class Adjoint(ABC):
+    """Base of the adjoints."""
+
+    @abstractmethod
+    def solve(self, system: Linearised, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve for ``v`` ``(columns, B, n)``.
+
+        Returns:
+            The solution and its relative residuals ``(columns, B)``.
+        """
+
+
+@dataclass(frozen=True)
+class Dense(Adjoint):
+    r"""Form the Jacobian of each sample and factor it: exact to rounding, for up to some hundreds.
+
+    If the solver factored the Jacobian already, that factorisation is used, refined on the true
+    Jacobian. The residual is taken with the Jacobian one Newton step further on: where the solution
+    is so inaccurate, or the Jacobian so nearly singular, that this matters, derivatives are not to
+    be trusted, and the residual shows it.
+    """
+
+    def solve(self, system: Linearised, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve by LU."""
+        if not v.numel():
+            return torch.zeros_like(v), v.new_zeros(v.shape[:-1])
+        product = over_columns(system.product())
+        solve = _by_what_was_kept(system, product, v) if system.kept else None
+        if solve is None:
+            solve = _by_lu(system.matrix())
+        u = solve(v, False)
+        # A Newton step tells how far the point may be from the solution.
+        step = -solve(system.function(system.x)[None], True)[0]
+        moved = over_columns(system.product_nearby(step.nan_to_num(0.0)))
+        residual = relative(v - moved(u), v)
+        return judged(system, u, residual)
+
+
+def _by_lu(M: Tensor) -> Callable[[Tensor, bool], Tensor]:
+    """Solve with ``(B, n, n)``, for ``(columns, B, n)``, and with its transpose."""
+    if M.shape[-1] == 1:
+        return lambda v, transposed: v / M[..., 0]
+    with calm():
+        LU, pivots, _ = torch.linalg.lu_factor_ex(M)
+
+    def solve(v: Tensor, other: bool) -> Tensor:
+        right = v.movedim(0, -1)
+        with calm():
+            return torch.linalg.lu_solve(LU, pivots, right, adjoint=other).movedim(-1, 0)
+
+    return solve
+
+
+def _by_what_was_kept(
+    system: Linearised, product: Callable[[Tensor], Tensor], v: Tensor
+) -> Callable[[Tensor, bool], Tensor] | None:
+    """Solve with the solver's factorisation, refined; None if that does not get there."""
+    own, other = product, over_columns(system.other_product())
+
+    def rough(v: Tensor, transposed: bool) -> Tensor:
+        solved = [system.kind.apply_inverse(system.kept, c, transposed=transposed) for c in v]
+        return torch.stack(solved)
+
+    def solve(v: Tensor, flipped: bool) -> Tensor:
+        times = other if flipped else own
+        transposed = system.transposed != flipped
+        u = rough(v, transposed)
+        if not flipped:
+            u = u + rough(v - times(u), transposed)
+        return u
+
+    good = relative(v - own(solve(v, False)), v) < torch.finfo(v.dtype).eps ** 0.75
+    return solve if bool(good.all()) else None
+
+
+@dataclass(frozen=True)
+class Iterative(Adjoint):
+    """Solve by an iterative linear solver: products with the Jacobian, never the Jacobian itself.
+
+    Attributes:
+        linear_solver: One of ``optlayers.solvers``; by default CG where the Jacobian is symmetric
+            and definite, GMRES elsewhere.
+        preconditioner: Maps ``(B, n)`` to an approximate solution ``(B, n)``.
+    """
+
+    linear_solver: Any = None
+    preconditioner: Callable[[Tensor], Tensor] | None = None
+
+    def solve(self, system: Linearised, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve for all columns at once."""
+        from solvers.linear import GMRES, LinearOperator, LinearSolver, MINRES
+
+        solver: LinearSolver = self.linear_solver
+        if solver is None:
+            solver = MINRES() if system.kind.symmetric else GMRES()
+        columns, batch, n = v.shape
+        product, other = over_columns(system.product()), over_columns(system.other_product())
+
+        def on_all(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return lambda u: function(u.reshape(v.shape)).reshape(-1, n)
+
+        operator = LinearOperator(on_all(product), on_all(other), symmetric=system.kind.symmetric)
+        preconditioner = self.preconditioner
+        if preconditioner is not None:
+            preconditioner = on_all(over_columns(preconditioner))
+        run = solver.find(operator, v.reshape(-1, n), preconditioner=preconditioner)
+        u = run.x.reshape(v.shape)
+        return judged(system, u, relative(v - product(u), v))
+
+
+@dataclass(frozen=True)
+class FixedPoint(Adjoint):
+    r"""Iterate :math:`u \leftarrow u - (A^\top u - v)` by a fixed-point solver.
+
+    For conditions :math:`x - f(x)` of a contraction that is :math:`u = J^\top u + v`, and converges
+    as fast as forward did.
+
+    Attributes:
+        solver: By default Anderson acceleration.
+    """
+
+    solver: FixedPointSolver | None = None
+
+    def solve(self, system: Linearised, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve for all columns at once."""
+        from solvers.fixed_point import Anderson
+
+        solver = Anderson() if self.solver is None else self.solver
+        product, n = over_columns(system.product()), v.shape[-1]
+        flat = v.reshape(-1, n)
+
+        def step(u: Tensor) -> Tensor:
+            return u - product(u.reshape(v.shape)).reshape(-1, n) + flat
+
+        u = solver.find(step, flat).x.reshape(v.shape)
+        return judged(system, u, relative(v - product(u), v))
+
+
+@dataclass(frozen=True)
+class Neumann(Adjoint):
+    r"""Sum :math:`\sum_{i=0}^{k} (I - A^\top)^i v`: the first terms of the inverse's series.
+
+    Approximate: the error is of the order of :math:`\rho^{k+1}` for a contraction with factor
+    :math:`\rho`, and the series diverges where :math:`I - A` is no contraction.
+
+    Attributes:
+        k: Number of products with the Jacobian.
+    """
+
+    k: int = 5
+
+    def solve(self, system: Linearised, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum the series."""
+        product, u = over_columns(system.product()), v
+        for _ in range(self.k):
+            u = u - product(u) + v
+        return u, relative(v - product(u), v)
+
+
+@dataclass(frozen=True)
+class Phantom(Adjoint):
+    r"""Sum :math:`\tau \sum_{i=0}^{k-1} (I - \tau A^\top)^i v`, the phantom gradient.
+
+    Attributes:
+        k: Number of terms.
+        tau: Damping :math:`\tau`.
+
+    References:
+        Geng, Zhang, Bai, Wang and Lin, *On training implicit models*, NeurIPS 2021, section 3.
+    """
+
+    k: int = 5
+    tau: float = 0.5
+
+    def solve(self, system: Linearised, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum the series."""
+        product, u = over_columns(system.product()), self.tau * v
+        for _ in range(self.k - 1):
+            u = u + self.tau * (v - product(u))
+        return u, relative(v - product(u), v)
+
+
+@dataclass(frozen=True)
+class OneStep(Adjoint):
+    """Take the Jacobian of the conditions for the identity: backward through one last step only.
+
+    References:
+        Fung, Heaton, Li, McKenzie, Osher and Yin, *JFB: Jacobian-free backpropagation for implicit
+        networks*, AAAI 2022.
+    """
+
+    def solve(self, system: Linearised, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The right-hand side itself."""
+        return v, torch.full_like(v[..., 0], torch.nan)
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    r"""Differentiate steps :math:`x \leftarrow x - R(x, \theta)` from the solution on.
+
+    No implicit function at all: plain torch through as many steps, starting at the detached
+    solution. For fixed points these are evaluations of the map.
+
+    Attributes:
+        steps: Number of steps.
+        checkpoint: Whether to keep only the points and to compute the rest again in backward.
+    """
+
+    steps: int = 1
+    checkpoint: bool = False
+
+
+def over_columns(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A map of ``(B, n)`` on ``(columns, B, n)``."""
+
+    def mapped(v: Tensor) -> Tensor:
+        return function(v[0])[None] if len(v) == 1 else vmap(function)(v)
+
+    return mapped
+
+
+def relative(residual: Tensor, v: Tensor) -> Tensor:
+    """Norms of residuals relative to right-hand sides; zero where these are."""
+    size = torch.linalg.vector_norm(v, dim=-1)
+    norm = torch.linalg.vector_norm(residual, dim=-1)
+    return torch.where(size > 0, norm / torch.where(size > 0, size, 1.0), norm)
+
+
+def judged(system: Linearised, u: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """Say what is wrong with a solution, and let nothing wrong pass for a derivative.
+
+    Raises:
+        SolverError: Where the policy is to raise and a sample's system has no solution.
+    """
+    worst = float(residual.max()) if residual.numel() else 0.0  # NaN if there is one
+    if worst <= INACCURATE.get(u.dtype, 1e-1):
+        return u, residual
+    failed = ~(residual <= NO_SOLUTION)
+    where = system.kind.where
+    if bool(failed.any()):
+        samples = torch.nonzero(failed.any(0)).reshape(-1).tolist()
+        which = ", ".join(map(str, samples[:5])) + (", ..." if len(samples) > 5 else "")
+        text = (
+            f"{where}: the Jacobian of the conditions is singular, or the solution too inaccurate, "
+            f"at {len(samples)} of {failed.shape[1]} samples ({which}): its linear system is left "
+            f"with a relative residual of {worst:.1e}, so there are no derivatives"
+        )
+        if system.on_failure == "raise":
+            status = torch.where(failed.any(0), Status.NUMERICAL_ERROR, Status.SOLVED)
+            raise SolverError(
+                f"{text}. Look whether the solution is unique, solve more accurately, or pass "
+                "on_failure='warn' or 'ignore' to leave these samples out of the gradient.",
+                Solution(system.x, status, torch.zeros_like(status)),
+            )
+        if system.on_failure == "warn":
+            warn(f"{text}. They are left out of the gradient.")
+        u = torch.where(failed[..., None], 0.0, u)
+        worst = float(residual[~failed].max()) if bool((~failed).any()) else 0.0
+    if worst > INACCURATE.get(u.dtype, 1e-1) and system.on_failure != "ignore":
+        warn(
+            f"{where}: the linear system of the derivatives is solved to a relative residual of "
+            f"{worst:.1e} only; gradients are as inaccurate. Solve forward more accurately, or use "
+            "another adjoint."
+        )
+    return u, residual

@@ -1,0 +1,116 @@
+"""A user's arguments as plain tensors, and back: pytrees, modules, and constants among them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """How arguments were taken apart.
+
+    Attributes:
+        spec: Of the pytree whose leaves are tensors, modules and constants.
+        leaves: One entry a leaf: the number of a tensor, the module with the names and numbers of
+            its parameters, or the constant itself.
+    """
+
+    spec: pytree.TreeSpec
+    leaves: tuple["_Tensor | _Module | _Constant", ...]
+
+    @contextmanager
+    def bound(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Any, ...]]:
+        """The arguments with these tensors in them, and in the modules among them meanwhile."""
+        with ExitStack() as stack:
+            for leaf in self.leaves:
+                if isinstance(leaf, _Module):
+                    stack.enter_context(leaf.holding(tensors))
+            yield self.spec.unflatten([leaf.value(tensors) for leaf in self.leaves])
+
+    @property
+    def has_modules(self) -> bool:
+        """Whether tensors have to be put into modules."""
+        return any(isinstance(leaf, _Module) for leaf in self.leaves)
+
+    def plain(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+        """The arguments with these tensors in them; modules as they are."""
+        values: tuple[Any, ...] = self.spec.unflatten([leaf.value(tensors) for leaf in self.leaves])
+        return values
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    number: int
+
+    def value(self, tensors: Sequence[Tensor]) -> Any:
+        return tensors[self.number]
+
+
+@dataclass(frozen=True)
+class _Constant:
+    constant: Any
+
+    def value(self, tensors: Sequence[Tensor]) -> Any:
+        return self.constant
+
+
+@dataclass(frozen=True)
+class _Module:
+    module: nn.Module
+    names: tuple[str, ...]
+    first: int
+
+    def value(self, tensors: Sequence[Tensor]) -> Any:
+        return self.module
+
+    @contextmanager
+    def holding(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        mine = tensors[self.first : self.first + len(self.names)]
+        own = dict(self.module.named_parameters())
+        if all(own[name] is t for name, t in zip(self.names, mine, strict=True)):
+            yield
+            return
+        with _reparametrize_module(self.module, dict(zip(self.names, mine, strict=True))):
+            yield
+
+
+def take_apart(arguments: Any) -> tuple[list[Tensor], Arguments]:
+    """The tensors of a pytree, the parameters of modules in it included, and the rest."""
+    leaves, spec = pytree.tree_flatten(arguments, is_leaf=lambda t: isinstance(t, nn.Module))
+    tensors: list[Tensor] = []
+    kinds: list[_Tensor | _Module | _Constant] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            kinds.append(_Tensor(len(tensors)))
+            tensors.append(leaf)
+        elif isinstance(leaf, nn.Module):
+            named = dict(leaf.named_parameters())
+            kinds.append(_Module(leaf, tuple(named), len(tensors)))
+            tensors.extend(named.values())
+        else:
+            kinds.append(_Constant(leaf))
+    return tensors, Arguments(spec, tuple(kinds))
+
+
+def ravel(leaves: Sequence[Tensor], batch_ndim: int) -> Tensor:
+    """Leaves ``(*batch, ...)`` laid end to end: ``(*batch, n)``."""
+    parts = [
+        leaf.reshape(*leaf.shape[:batch_ndim], leaf.shape[batch_ndim:].numel()) for leaf in leaves
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def unravel(
+    x: Tensor, batch: Sequence[int], shapes: Sequence[torch.Size]
+) -> list[Tensor]:
+    """Cut ``(..., n)``, whose leading dimensions are those of ``batch``, into leaves."""
+    if len(shapes) == 1:
+        return [x.reshape((*batch, *shapes[0]))]
+    parts = x.split([shape.numel() for shape in shapes], -1)
+    return [part.reshape((*batch, *shape)) for part, shape in zip(parts, shapes, strict=True)]

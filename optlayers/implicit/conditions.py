@@ -1,0 +1,459 @@
+r"""A problem given by any conditions: unknowns and arguments are pytrees, the solver is anything.
+
+With conditions :math:`R(x, \theta) = 0`, :math:`A = \partial_x R` and :math:`B = \partial_\theta
+R`, the implicit function theorem says :math:`A\, dx = -B\, d\theta`; so cotangents :math:`g` of
+:math:`x` give :math:`-B^\top u` with :math:`A^\top u = g`. The solve with :math:`A` is an implicit
+function again, see :mod:`optlayers.implicit.linear_system`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import jvp, vjp, vmap
+from torch.utils import _pytree as pytree
+
+from solvers.iteration import Run
+from solvers.solution import Solution, Status
+
+from ..failure import OnFailure, check_policy, paint, report
+from .adjoints import Adjoint, OneStep, Unrolled
+from .arguments import Arguments, ravel, take_apart, unravel
+from .function import Tensors, sharing_the_dual_level, solve_implicitly
+from .linear_system import LinearSystem
+
+OnFlat = Callable[..., Callable[[Tensor], Tensor]]
+
+
+class Kind(Protocol):
+    """What is looked for, and who looks for it. A frozen dataclass that compares by value."""
+
+    @property
+    def where(self) -> str:
+        """The name of the function that the user called, for messages."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the Jacobian of the residual is symmetric."""
+
+    @property
+    def has_value(self) -> bool:
+        """Whether :meth:`value` is there."""
+
+    def residual(self, x: Any, *params: Any) -> Any:
+        """Zero at the solution, and of the structure of ``x``; differentiable torch code."""
+
+    def value(self, x: Any, *params: Any) -> Tensor:
+        """The Lagrangian ``(*batch)``: at the solution, its derivatives are the optimal value's."""
+
+    def find(self, on_flat: OnFlat, x0: Tensor) -> Run:
+        """Find a solution for every row of ``x0`` ``(B, n)``.
+
+        ``on_flat(function)`` makes of a user's ``function(x, *params)`` a map from ``(B, n)`` to
+        ``(B, m)``, or to ``(B)`` with ``scalar=True``.
+        """
+
+    def apply_inverse(self, kept: tuple[Tensor, ...], v: Tensor, *, transposed: bool) -> Tensor:
+        """Solve approximately with the Jacobian of the residual, by what the solver kept."""
+
+
+@dataclass(frozen=True)
+class Unknowns:
+    """The structure of the unknowns: of a pytree, with the shape of one sample of each leaf."""
+
+    spec: pytree.TreeSpec
+    shapes: tuple[torch.Size, ...]
+
+    @classmethod
+    def of(cls, where: str, x0: Any, batch_ndim: int) -> tuple["Unknowns", list[Tensor]]:
+        """Of a pytree of tensors that share dtype, device and batch dimensions.
+
+        Raises:
+            TypeError: If a leaf is no floating-point tensor.
+            ValueError: If leaves do not share dtype or batch dimensions.
+        """
+        leaves, spec = pytree.tree_flatten(x0)
+        if not leaves:
+            raise ValueError(f"{where}: x0 must hold at least one tensor; got {x0!r}.")
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+                what = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
+                raise TypeError(
+                    f"{where}: x0 must be a floating-point tensor or a pytree of them; got {what}. "
+                    "Convert it, for example with .double()."
+                )
+        batches = {leaf.shape[:batch_ndim] for leaf in leaves}
+        if len(batches) > 1 or min(leaf.ndim for leaf in leaves) < batch_ndim:
+            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
+            raise ValueError(
+                f"{where}: the first {batch_ndim} dimensions of x0 count independent samples "
+                f"(batch_ndim={batch_ndim}) and must agree; got shapes {shapes}."
+            )
+        if len({(leaf.dtype, leaf.device) for leaf in leaves}) > 1:
+            kinds = ", ".join(f"{leaf.dtype} on {leaf.device}" for leaf in leaves)
+            raise ValueError(
+                f"{where}: all tensors of x0 must have one dtype and device; got {kinds}."
+            )
+        return cls(spec, tuple(leaf.shape[batch_ndim:] for leaf in leaves)), leaves
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns of a sample."""
+        return sum(shape.numel() for shape in self.shapes)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """A problem defined by its conditions, for :func:`optlayers.implicit.solve_implicitly`.
+
+    Inputs are the leaves of ``x0`` and the tensors among the parameters. Outputs are the leaves of
+    ``x``, the value if the kind has one, ``status``, ``iterations``, ``error``, and what the solver
+    kept.
+
+    Attributes:
+        kind: What is looked for.
+        unknowns: Structure of ``x``.
+        arguments: Structure of the parameters.
+        batch_ndim: Leading dimensions that are independent samples, mapped ones included.
+        adjoint: How derivatives solve with the Jacobian.
+        on_failure: What happens to samples that are not solved.
+        levels: For each ``vmap`` around the problem, outermost first, which of the tensors have its
+            dimension, in front; ``x`` always has it.
+    """
+
+    kind: Kind
+    unknowns: Unknowns
+    arguments: Arguments
+    batch_ndim: int
+    adjoint: Adjoint
+    on_failure: OnFailure = "raise"
+    levels: tuple[tuple[int | None, ...], ...] = field(default=())
+
+    @property
+    def differentiable(self) -> int:
+        """The unknowns and the value."""
+        return len(self.unknowns.shapes) + self.kind.has_value
+
+    # --- functions on flat unknowns ---------------------------------------------------------------
+
+    @contextmanager
+    def flat_functions(self, batch: torch.Size, tensors: Sequence[Tensor]) -> Iterator[OnFlat]:
+        """Make functions of ``(B, n)`` or ``(*batch, n)`` from a user's functions."""
+        shapes, spec = self.unknowns.shapes, self.unknowns.spec
+        samples = batch[len(self.levels) :]
+
+        def call(function: Callable[..., Any], x: Tensor, values: Sequence[Any]) -> list[Tensor]:
+            tree = spec.unflatten(unravel(x, samples, shapes))
+            return pytree.tree_leaves(function(tree, *values))
+
+        def on_flat(
+            function: Callable[..., Any], *, scalar: bool = False
+        ) -> Callable[[Tensor], Tensor]:
+            if self.levels:
+
+                def mapped(x: Tensor, *tensors: Tensor) -> list[Tensor]:
+                    with self.arguments.bound(tensors) as values:
+                        return call(function, x, values)
+
+                for dims in reversed(self.levels):
+                    mapped = vmap(mapped, in_dims=(0, *dims))
+
+                def evaluate(x: Tensor) -> list[Tensor]:
+                    return mapped(x.reshape((*batch, x.shape[-1])), *tensors)
+
+            else:
+
+                def evaluate(x: Tensor) -> list[Tensor]:
+                    return call(function, x, values)
+
+            def flat_function(x: Tensor) -> Tensor:
+                leaves = evaluate(x)
+                if scalar:
+                    return leaves[0].reshape(x.shape[:-1])
+                return ravel(leaves, len(batch)).reshape((*x.shape[:-1], -1))
+
+            return flat_function
+
+        if self.levels:
+            yield on_flat
+            return
+        with self.arguments.bound(tensors) as values:
+            yield on_flat
+
+    def residual(self, x: Tensor, *tensors: Tensor) -> Tensor:
+        """The conditions ``(*batch, n)`` at ``x`` ``(*batch, n)``."""
+        with self.flat_functions(x.shape[:-1], tensors) as on_flat:
+            return on_flat(self.kind.residual)(x)
+
+    def lagrangian(self, x: Tensor, *tensors: Tensor) -> Tensor:
+        """The value ``(*batch)`` at ``x`` ``(*batch, n)``."""
+        with self.flat_functions(x.shape[:-1], tensors) as on_flat:
+            return on_flat(self.kind.value, scalar=True)(x)
+
+    # --- the protocol of the autograd function ----------------------------------------------------
+
+    def solve(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Run the solver, report failures."""
+        count = len(self.unknowns.shapes)
+        with plainly(inputs) as given:
+            leaves, tensors = given[:count], given[count:]
+            self.check(leaves, tensors)
+            x0 = ravel(leaves, self.batch_ndim)
+            batch, size = x0.shape[:-1], x0.shape[-1]
+            flat = x0.reshape(batch.numel(), size)
+            with self.flat_functions(batch, tensors) as on_flat:
+                run = self.kind.find(on_flat, flat)
+            value = None
+            failed = run.status > Status.SOLVED_INACCURATE
+            if bool(failed.any()):
+                self._report(run, batch)
+                # Derivatives are multiplied by zero there, and must be finite for that.
+                run = run._replace(x=torch.where(failed[:, None], flat, run.x))
+            x = run.x.reshape(*batch, size)
+            if self.kind.has_value:
+                value = self.lagrangian(x, *tensors)
+        found = [leaf.clone() for leaf in unravel(x, batch, self.unknowns.shapes)]
+        numbers = [t.reshape(batch) for t in (run.status, run.iterations, run.error)]
+        kept = [t.reshape((*batch, *t.shape[1:])) for t in run.kept]
+        return (*found, *([] if value is None else [value]), *numbers, *kept)
+
+    def check(self, leaves: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Refuse conditions of another shape than the unknowns, and gradients that would be lost.
+
+        Raises:
+            ValueError: If the conditions do not have the structure of ``x``.
+            RuntimeError: If the conditions depend on something differentiable that is no argument.
+        """
+        if self.levels:
+            return  # was done before it was mapped, or is a tangent of what was
+        x = self.unknowns.spec.unflatten([leaf.detach() for leaf in leaves])
+        with torch.enable_grad(), self.arguments.bound([t.detach() for t in tensors]) as values:
+            got = self.kind.residual(x, *values)
+        residuals, spec = pytree.tree_flatten(got)
+        wanted = [tuple(leaf.shape) for leaf in leaves]
+        if spec != self.unknowns.spec or [tuple(getattr(t, "shape", ())) for t in residuals] != wanted:
+            shapes = [tuple(t.shape) if isinstance(t, Tensor) else t for t in residuals]
+            raise ValueError(
+                f"{self.kind.where}: the function must return what has the structure and shapes of "
+                f"x0, {wanted}; got {shapes}. It gets all samples at once, with their batch "
+                "dimensions in front."
+            )
+        if residuals[0].dtype != leaves[0].dtype:
+            raise TypeError(
+                f"{self.kind.where}: the function must return the dtype of x0, {leaves[0].dtype}; "
+                f"got {residuals[0].dtype}. Convert x0 or the parameters."
+            )
+        if any(t.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(t) for t in residuals):
+            raise RuntimeError(
+                f"{self.kind.where}: the function depends on a tensor that requires a gradient and "
+                "is not one of its arguments, so that gradient would be lost. Pass the tensor, or "
+                f"the module it belongs to, as a parameter: {self.kind.where}(f, x0, tensor) calls "
+                "f(x, tensor). Detach it if it is meant to be a constant."
+            )
+
+    def _report(self, run: Run, batch: torch.Size) -> None:
+        x = self.unknowns.spec.unflatten(
+            unravel(run.x.reshape(*batch, -1), batch, self.unknowns.shapes)
+        )
+        solution = Solution(
+            x,
+            run.status.reshape(batch),
+            run.iterations.reshape(batch),
+            dual_residual=run.error.reshape(batch),
+        )
+        report(self.kind.where, self.on_failure, solution)
+
+    def fake(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Shapes of the outputs; compiled code keeps no factorisation."""
+        leaves = [t for t in inputs[: len(self.unknowns.shapes)] if t is not None]
+        batch = leaves[0].shape[: self.batch_ndim]
+        value = [leaves[0].new_empty(batch)] if self.kind.has_value else []
+        integers = [leaves[0].new_empty(batch, dtype=torch.long) for _ in range(2)]
+        return (*map(torch.empty_like, leaves), *value, *integers, leaves[0].new_empty(batch))
+
+    def _parts(
+        self, inputs: Tensors, outputs: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The solution laid end to end, the tensors among the parameters, what the solver kept."""
+        count = len(self.unknowns.shapes)
+        x = ravel(outputs[:count], self.batch_ndim)
+        tensors = [t for t in inputs[count:] if t is not None]
+        return x, tensors, list(outputs[self.differentiable + 3 :])
+
+    def linear(
+        self, v: Tensor, x: Tensor, tensors: Sequence[Tensor], kept: Sequence[Tensor], transposed: bool
+    ) -> Tensor:
+        """Solve with the Jacobian of the conditions or its transpose."""
+        flags = (False,) * self.batch_ndim
+        system = LinearSystem(self, transposed, len(kept), flags)
+        return solve_implicitly(system, v, x, *tensors, *kept)[0]
+
+    def vjp(
+        self,
+        inputs: Tensors,
+        outputs: Sequence[Tensor],
+        cotangents: Tensors,
+        needed: Sequence[bool],
+    ) -> Tensors:
+        """Cotangents of the parameters; the starting point has none."""
+        count = len(self.unknowns.shapes)
+        x, tensors, kept = self._parts(inputs, outputs)
+        grads: list[Tensor | None] = [None] * len(inputs)
+        chosen = [i for i, t in enumerate(tensors) if needed[count + i] and t.is_floating_point()]
+        if not chosen:
+            return grads
+        pulled: list[Tensor | None] = [None] * len(chosen)
+
+        def pull(function: Callable[..., Tensor], cotangent: Tensor, sign: float) -> None:
+            def of_chosen(*values: Tensor) -> Tensor:
+                return function(x, *_put(tensors, chosen, values))
+
+            _, *rest = vjp(of_chosen, *(tensors[i] for i in chosen))
+            for i, g in enumerate(rest[0](cotangent)):
+                before = pulled[i]
+                g = -g if sign < 0 else g
+                pulled[i] = g if before is None else before + g
+
+        given = cotangents[:count]
+        if any(g is not None for g in given):
+            leaves = zip(given, outputs[:count], strict=True)
+            g_x = ravel([torch.zeros_like(t) if g is None else g for g, t in leaves], self.batch_ndim)
+            pull(self.residual, self.linear(g_x, x, tensors, kept, True), -1.0)
+        if self.kind.has_value:
+            g_value = cotangents[count]
+            if g_value is not None:
+                pull(self.lagrangian, g_value, 1.0)
+        for i, g in zip(chosen, pulled, strict=True):
+            grads[count + i] = g
+        return grads
+
+    def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
+        """Tangents of the unknowns and of the value."""
+        count = len(self.unknowns.shapes)
+        x, tensors, kept = self._parts(inputs, outputs)
+        chosen = [i for i, t in enumerate(tangents[count:]) if t is not None]
+        moved = tuple(tensors[i] for i in chosen)
+        along = tuple(t for t in tangents[count:] if t is not None)
+
+        def push(function: Callable[..., Tensor]) -> Tensor:
+            def of_chosen(*values: Tensor) -> Tensor:
+                return function(x, *_put(tensors, chosen, values))
+
+            pushed: Tensor = jvp(of_chosen, moved, along)[1]
+            return pushed
+
+        if not chosen:
+            return [torch.zeros_like(t) for t in outputs[: self.differentiable]]
+        d_x = -self.linear(push(self.residual), x, tensors, kept, False)
+        pushed = [t.clone() for t in unravel(d_x, x.shape[:-1], self.unknowns.shapes)]
+        return [*pushed, push(self.lagrangian)] if self.kind.has_value else pushed
+
+    def map(
+        self, size: int, dims: Sequence[int | None], inputs: Tensors
+    ) -> tuple["Conditions", Tensors]:
+        """Map the conditions, and let the solver see one more batch dimension."""
+        count = len(self.unknowns.shapes)
+        moved = [
+            t if t is None or d is None else t.movedim(d, 0)
+            for t, d in zip(inputs, dims, strict=True)
+        ]
+        for i in range(count):
+            t = moved[i]
+            if dims[i] is None and t is not None:
+                moved[i] = t.expand(size, *t.shape)
+        level = tuple(None if d is None else 0 for d in dims[count:])
+        return replace(self, batch_ndim=self.batch_ndim + 1, levels=(level, *self.levels)), moved
+
+
+def _put(tensors: Sequence[Tensor], chosen: Sequence[int], values: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors with others in the chosen places."""
+    whole = list(tensors)
+    for i, value in zip(chosen, values, strict=True):
+        whole[i] = value
+    return whole
+
+
+@contextmanager
+def plainly(inputs: Sequence[Tensor | None]) -> Iterator[list[Tensor]]:
+    """The inputs where solvers can use them: in full precision, and where derivatives exist."""
+    given = [t for t in inputs if t is not None]
+    device = given[0].device.type if given else "cpu"
+    with torch.inference_mode(False), torch.no_grad(), sharing_the_dual_level():
+        ready = [t.clone() if t.is_inference() else t for t in given]
+        if forward_ad._current_level >= 0:
+            ready = [forward_ad.unpack_dual(t).primal for t in ready]
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                yield ready
+        else:
+            yield ready
+
+
+def find(
+    kind: Kind,
+    x0: Any,
+    params: tuple[Any, ...],
+    *,
+    batch_ndim: int,
+    adjoint: Adjoint | Unrolled,
+    on_failure: OnFailure,
+) -> Solution:
+    """Solve a problem of any kind, with derivatives with respect to everything in ``params``."""
+    check_policy(kind.where, on_failure)
+    unknowns, leaves = Unknowns.of(kind.where, x0, batch_ndim)
+    tensors, arguments = take_apart(params)
+    implicit = OneStep() if isinstance(adjoint, Unrolled) else adjoint
+    problem = Conditions(kind, unknowns, arguments, batch_ndim, implicit, on_failure)
+    outputs = solve_implicitly(problem, *(leaf.detach() for leaf in leaves), *tensors)
+    count, after = len(leaves), problem.differentiable
+    found, value = list(outputs[:count]), outputs[count] if kind.has_value else None
+    status, iterations, error = outputs[after : after + 3]
+    if isinstance(adjoint, Unrolled):
+        found = _unrolled(adjoint, problem, [t.detach() for t in found], tensors)
+    if on_failure != "raise":
+        solved = status <= int(Status.SOLVED_INACCURATE)
+        found = [paint(t, solved) for t in found]
+        value = None if value is None else paint(value, solved)
+    x = unknowns.spec.unflatten(found)
+    return Solution(x, status, iterations, objective=value, dual_residual=error)
+
+
+def _unrolled(
+    adjoint: Unrolled, problem: Conditions, leaves: list[Tensor], tensors: list[Tensor]
+) -> list[Tensor]:
+    """Plain torch from the solution on."""
+    from torch.utils.checkpoint import checkpoint
+
+    def step(x: Tensor, *tensors: Tensor) -> Tensor:
+        return x - problem.residual(x, *tensors)
+
+    x = ravel(leaves, problem.batch_ndim)
+    for _ in range(adjoint.steps):
+        x = checkpoint(step, x, *tensors, use_reentrant=False) if adjoint.checkpoint else step(x, *tensors)
+    return unravel(x, x.shape[:-1], problem.unknowns.shapes)
+
+
+def called(function: Callable[..., Any], params: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """A module, or a method of one, as a function that has the module among its parameters."""
+    if isinstance(function, nn.Module):
+        return _call, (function, *params)
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, nn.Module):
+        return _Method(function.__func__), (owner, *params)  # type: ignore[attr-defined]
+    return function, params
+
+
+@dataclass(frozen=True)
+class _Method:
+    function: Callable[..., Any]
+
+    def __call__(self, x: Any, module: nn.Module, *params: Any) -> Any:
+        return self.function(module, x, *params)
+
+
+def _call(x: Any, module: nn.Module, *params: Any) -> Any:
+    return module(x, *params)
