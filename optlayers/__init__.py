@@ -5,22 +5,50 @@ from ._alias import solvers  # isort: split
 
 from .closest_feasible import ClosestFeasible, closest_feasible_qp
 from .failure import SolverWarning
+from .fixed_point import fixed_point
+from .implicit.adjoints import (
+    Dense,
+    FixedPoint,
+    Iterative,
+    Neumann,
+    OneStep,
+    Phantom,
+    Unrolled,
+)
+from .implicit_function import implicit_function
+from .inverse import inverse
+from .least_squares import least_squares
+from .minimize import minimize
 from .qp import Exact, qp
 from .qp_layer import QPLayer
+from .root import root
 from .smoothed import Smoothed
 from .solvers import Solution, SolverError, Status
 
 __all__ = [
     "ClosestFeasible",
+    "Dense",
     "Exact",
+    "FixedPoint",
+    "Iterative",
+    "Neumann",
+    "OneStep",
+    "Phantom",
     "QPLayer",
     "Smoothed",
     "Solution",
     "SolverError",
     "SolverWarning",
     "Status",
+    "Unrolled",
     "closest_feasible_qp",
+    "fixed_point",
+    "implicit_function",
+    "inverse",
+    "least_squares",
+    "minimize",
     "qp",
+    "root",
     "solvers",
 ]
 __version__ = "0.1.0"

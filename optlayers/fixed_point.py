@@ -16,19 +16,17 @@ from solvers.solution import Solution
 from .failure import OnFailure
 from .implicit.adjoints import Adjoint, Unrolled
 from .implicit.automatic import Automatic
-from .implicit.conditions import OnFlat, called, find
+from .implicit.conditions import Kind, OnFlat, called, find
 
 
 @dataclass(frozen=True)
-class FixedPointOf:
+class FixedPointOf(Kind):
     """Fixed points of a map, found by iteration."""
 
     function: Callable[..., Any]
     solver: FixedPointSolver
 
     where: ClassVar[str] = "fixed_point"
-    symmetric: ClassVar[bool] = False
-    has_value: ClassVar[bool] = False
 
     def residual(self, x: Any, *params: Any) -> Any:
         """What is left of the point when its image is taken away."""

@@ -13,19 +13,17 @@ from solvers.solution import Solution
 
 from .failure import OnFailure
 from .implicit.adjoints import Adjoint, Dense, Unrolled
-from .implicit.conditions import OnFlat, called, find
+from .implicit.conditions import Kind, OnFlat, called, find
 
 
 @dataclass(frozen=True)
-class RootOf:
+class RootOf(Kind):
     """Zeros of a function, found by a root finder."""
 
     function: Callable[..., Any]
     solver: RootSolver
 
     where: ClassVar[str] = "root"
-    symmetric: ClassVar[bool] = False
-    has_value: ClassVar[bool] = False
 
     def residual(self, x: Any, *params: Any) -> Any:
         """The function itself."""
@@ -58,8 +56,8 @@ def root(
     Args:
         F: Maps ``x`` and the parameters to what has the structure and shapes of ``x``.
         x0: Where to start: a tensor, or a pytree of tensors of one dtype.
-        *params: Everything that derivatives are wanted for: tensors, pytrees of them, modules (their
-            parameters count); other objects are constants. A tensor that requires a gradient
+        *params: Everything that derivatives are wanted for: tensors, pytrees of them, modules,
+            whose parameters count; other objects are constants. A tensor that requires a gradient
             and is captured by ``F`` instead is an error.
         batch_ndim: Leading dimensions of ``x`` that are independent samples, each with its own
             convergence and status. ``F`` gets all of them at once and must not mix them.

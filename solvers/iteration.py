@@ -19,8 +19,8 @@ from .solution import Solution, Status
 DEFAULT_EPS = {torch.float64: 1e-10, torch.float32: 1e-6, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 # A sample that no longer improves counts as solved, inaccurately, within this many tolerances.
 LOOSE = 1000.0
-# Improvement by less than this factor in so many iterations, near the tolerance, is none: rounding.
-PATIENCE, LEAST_PROGRESS = 10, 0.9
+# Improvement by less than this factor while patience lasts, near the tolerance, is none: rounding.
+LEAST_PROGRESS = 0.9
 STEPS_BETWEEN_CHECKS = 8  # where asking makes a device wait for the host
 
 
@@ -33,12 +33,14 @@ class Iterate(NamedTuple):
             for it: in the units of ``x``. NaN says that there is no way on.
         value: Objective or merit ``(B)``, for tables and histories; None if there is none.
         kept: What derivatives may reuse, a factorisation say, as it was last.
+        scale: What ``eps_rel`` is relative to ``(B)``, where that is not the norm of ``x``.
     """
 
     x: Tensor
     error: Tensor
     value: Tensor | None = None
     kept: tuple[Tensor, ...] = ()
+    scale: Tensor | None = None
 
 
 Iterates = Generator[Iterate, Tensor, None]
@@ -91,6 +93,8 @@ class IterativeSolver:
 
     # Methods that go downhill end with their last point, others with the one of least error.
     keeps_last: ClassVar[bool] = False
+    # So many iterations without progress, near the tolerance, mean that there will be none.
+    patience: ClassVar[int] = 10
 
     @torch.no_grad()
     def run(self, iterates: Iterates) -> Run:
@@ -112,11 +116,12 @@ class IterativeSolver:
         best, best_value = it.x, it.value
         best_error = before = _plain(torch.full_like(it.error, torch.inf))
         running = _plain(torch.ones_like(it.error, dtype=torch.bool))
-        converged, iterations = ~running, _plain(torch.zeros_like(it.error, dtype=torch.long))
+        converged, lost = ~running, ~running
+        iterations = _plain(torch.zeros_like(it.error, dtype=torch.long))
         errors = []
         for k in range(self.max_iter + 1):
             error = _plain(it.error)
-            tolerance = eps_abs + eps_rel * _plain(torch.linalg.vector_norm(it.x, dim=-1))
+            tolerance = eps_abs + eps_rel * _scale(it.x, it.scale)
             better = running & (xp.isfinite(error) if self.keeps_last else error < best_error)
             if on_cpu and better.all():
                 best, best_error, best_value = it.x, error, it.value
@@ -128,8 +133,9 @@ class IterativeSolver:
                     best_value = torch.where(mask, it.value, best_value)
             arrived = running & (error <= tolerance)
             converged = converged | arrived
-            running = running & ~(arrived | xp.isnan(error))
-            if k % PATIENCE == PATIENCE - 1:
+            lost = lost | (running & xp.isnan(error))
+            running = running & ~(arrived | lost)
+            if k % self.patience == self.patience - 1:
                 stuck = best_error > LEAST_PROGRESS * before
                 running = running & ~(stuck & (best_error <= LOOSE * tolerance))
                 before = best_error
@@ -143,9 +149,9 @@ class IterativeSolver:
             iterations = iterations + running
             it = iterates.send(torch.as_tensor(running))
         iterates.close()
-        tolerance = eps_abs + eps_rel * _plain(torch.linalg.vector_norm(best, dim=-1))
+        tolerance = eps_abs + eps_rel * _scale(best, it.scale)
         status = xp.full_like(iterations, int(Status.MAX_ITERATIONS))
-        status[xp.isnan(error)] = Status.NUMERICAL_ERROR
+        status[lost] = Status.NUMERICAL_ERROR
         status[best_error <= LOOSE * tolerance] = Status.SOLVED_INACCURATE
         status[converged] = Status.SOLVED
         return Run(
@@ -161,6 +167,10 @@ class IterativeSolver:
 
 def _plain(t: Tensor) -> Any:
     return t.detach().numpy() if t.device.type == "cpu" else t
+
+
+def _scale(x: Tensor, scale: Tensor | None) -> Any:
+    return _plain(torch.linalg.vector_norm(x, dim=-1) if scale is None else scale)
 
 
 def solution_of(run: Run, shape: torch.Size) -> Solution:

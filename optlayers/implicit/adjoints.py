@@ -1,4 +1,4 @@
-r"""How derivatives solve :math:`A^\top u = v` (or :math:`A u = v`), with :math:`A` of any conditions.
+r"""How derivatives solve :math:`A^\top u = v`, or :math:`A u = v`, with the Jacobian :math:`A`.
 
 Exact adjoints end with a residual and say so when it is not small. Approximate ones take the
 conditions as :math:`x - T(x)` and sum a few terms of a series: cheaper, and as wrong as the series
@@ -119,7 +119,8 @@ def _by_lu(M: Tensor) -> Callable[[Tensor, bool], Tensor]:
     def solve(v: Tensor, other: bool) -> Tensor:
         right = v.movedim(0, -1)
         with calm():
-            return torch.linalg.lu_solve(LU, pivots, right, adjoint=other).movedim(-1, 0)
+            solved: Tensor = torch.linalg.lu_solve(LU, pivots, right, adjoint=other)
+        return solved.movedim(-1, 0)
 
     return solve
 
@@ -161,12 +162,12 @@ class Iterative(Adjoint):
 
     def solve(self, system: Linearised, v: Tensor) -> tuple[Tensor, Tensor]:
         """Solve for all columns at once."""
-        from solvers.linear import GMRES, LinearOperator, LinearSolver, MINRES
+        from solvers.linear import GMRES, MINRES, LinearOperator, LinearSolver
 
         solver: LinearSolver = self.linear_solver
         if solver is None:
             solver = MINRES() if system.kind.symmetric else GMRES()
-        columns, batch, n = v.shape
+        n = v.shape[-1]
         product, other = over_columns(system.product()), over_columns(system.other_product())
 
         def on_all(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -106,11 +107,9 @@ def ravel(leaves: Sequence[Tensor], batch_ndim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-def unravel(
-    x: Tensor, batch: Sequence[int], shapes: Sequence[torch.Size]
-) -> list[Tensor]:
+def unravel(x: Tensor, batch: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """Cut ``(..., n)``, whose leading dimensions are those of ``batch``, into leaves."""
     if len(shapes) == 1:
         return [x.reshape((*batch, *shapes[0]))]
-    parts = x.split([shape.numel() for shape in shapes], -1)
+    parts = x.split([prod(shape) for shape in shapes], -1)
     return [part.reshape((*batch, *shape)) for part, shape in zip(parts, shapes, strict=True)]

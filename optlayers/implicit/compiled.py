@@ -7,13 +7,15 @@ forward instead of calling its backward) raises here instead.
 """
 
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import _FIELD, is_dataclass  # type: ignore[attr-defined]
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
     from .function import ImplicitProblem
@@ -65,6 +67,7 @@ class _Compiled(torch.autograd.Function):
 
 
 _problems: dict[str, "ImplicitProblem"] = {}
+_PROCESS = uuid4().hex
 _library = torch.library.Library("optlayers", "FRAGMENT")
 _library.define("solve(Tensor?[] inputs, str key) -> Tensor[]")
 
@@ -75,18 +78,36 @@ def _while_tracing(function: Callable[..., T]) -> Callable[..., T]:
     return function
 
 
+DATACLASS, LIST, TREE = "a dataclass", "a list", "a tree"
+
+
 def _spell(value: Any) -> Any:
     """A dataclass as nested tuples: the compiler hands on no object that it made while tracing."""
+    if isinstance(value, pytree.TreeSpec):
+        return TREE, value.type, value._context, _spell(value._children)
     if is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
-        return cls, *[_spell(getattr(value, name)) for name in cls.__dataclass_fields__]
+        fields = cls.__dataclass_fields__.values()
+        given = [f.name for f in fields if f.init and f._field_type is _FIELD]  # type: ignore[attr-defined]
+        return DATACLASS, cls, *[(name, _spell(getattr(value, name))) for name in given]
+    if isinstance(value, list):
+        return LIST, *[_spell(part) for part in value]
+    if isinstance(value, tuple):
+        return tuple([_spell(part) for part in value])
     return value
 
 
 def _unspell(value: Any) -> Any:
-    if isinstance(value, tuple) and value and isinstance(value[0], type):
-        return value[0](*[_unspell(part) for part in value[1:]])
-    return value
+    if not isinstance(value, tuple):
+        return value
+    if len(value) > 1 and value[0] == DATACLASS:
+        return value[1](**{name: _unspell(part) for name, part in value[2:]})
+    if value and value[0] == TREE:
+        kind, context, children = value[1], value[2], _unspell(value[3])
+        return pytree.TreeSpec(kind, context, children) if kind else pytree.treespec_leaf()
+    if value and value[0] == LIST:
+        return [_unspell(part) for part in value[1:]]
+    return tuple([_unspell(part) for part in value])
 
 
 @_while_tracing
@@ -97,6 +118,8 @@ def _key(spelling: Any) -> str:
     """
     problem = _unspell(spelling)
     key = repr(problem)
+    if " at 0x" in key:  # functions, say: their addresses mean nothing in another process
+        key = f"{key} in {_PROCESS}"
     while _problems.setdefault(key, problem) != problem:
         key += "'"
     return key
@@ -107,9 +130,16 @@ def _transformed() -> bool:
     return forward_ad._current_level >= 0 or peek_interpreter_stack() is not None
 
 
+# Around a compiled graph torch runs operators with part of its dispatcher switched off, functorch
+# and autograd among it, which solvers use. These are the settings as they are outside.
+_OUTSIDE = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+
+
 def _solve_opaquely(inputs: list[Tensor | None], key: str) -> list[Tensor]:
-    # An operator may not return one of its inputs, nor two views of one tensor.
-    return [t.clone() for t in _problems[key].solve(*inputs)]
+    with torch._C._ForceDispatchKeyGuard(*_OUTSIDE):
+        found = _problems[key].solve(*inputs)
+        # An operator may not return one of its inputs, nor two views of one tensor.
+        return [t.clone() for t in found]
 
 
 _library.impl("solve", _solve_opaquely, "CompositeExplicitAutograd")

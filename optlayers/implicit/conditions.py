@@ -6,13 +6,16 @@ R`, the implicit function theorem says :math:`A\, dx = -B\, d\theta`; so cotange
 function again, see :mod:`optlayers.implicit.linear_system`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from math import prod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.func import jvp, vjp, vmap
 from torch.utils import _pytree as pytree
@@ -26,39 +29,42 @@ from .arguments import Arguments, ravel, take_apart, unravel
 from .function import Tensors, sharing_the_dual_level, solve_implicitly
 from .linear_system import LinearSystem
 
-OnFlat = Callable[..., Callable[[Tensor], Tensor]]
+OnFlat = Callable[..., Callable[..., Tensor]]
 
 
-class Kind(Protocol):
-    """What is looked for, and who looks for it. A frozen dataclass that compares by value."""
+class Kind(ABC):
+    """What is looked for, and who looks for it. Subclasses are frozen dataclasses.
 
-    @property
-    def where(self) -> str:
-        """The name of the function that the user called, for messages."""
+    Attributes:
+        where: The name of the function that the user called, for messages.
+        symmetric: Whether the Jacobian of the residual is symmetric.
+        has_value: Whether :meth:`value` is there.
+    """
 
-    @property
-    def symmetric(self) -> bool:
-        """Whether the Jacobian of the residual is symmetric."""
+    where: ClassVar[str]
+    symmetric: ClassVar[bool] = False
+    has_value: ClassVar[bool] = False
 
-    @property
-    def has_value(self) -> bool:
-        """Whether :meth:`value` is there."""
-
+    @abstractmethod
     def residual(self, x: Any, *params: Any) -> Any:
         """Zero at the solution, and of the structure of ``x``; differentiable torch code."""
 
     def value(self, x: Any, *params: Any) -> Tensor:
         """The Lagrangian ``(*batch)``: at the solution, its derivatives are the optimal value's."""
+        raise NotImplementedError
 
+    @abstractmethod
     def find(self, on_flat: OnFlat, x0: Tensor) -> Run:
         """Find a solution for every row of ``x0`` ``(B, n)``.
 
         ``on_flat(function)`` makes of a user's ``function(x, *params)`` a map from ``(B, n)`` to
-        ``(B, m)``, or to ``(B)`` with ``scalar=True``.
+        ``(B, m)``, or to ``(B)`` with ``scalar=True``. What else it is given, ``(B, 1)``, is handed
+        on between ``x`` and the parameters.
         """
 
     def apply_inverse(self, kept: tuple[Tensor, ...], v: Tensor, *, transposed: bool) -> Tensor:
         """Solve approximately with the Jacobian of the residual, by what the solver kept."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Unknowns:
     """The structure of the unknowns: of a pytree, with the shape of one sample of each leaf."""
 
     spec: pytree.TreeSpec
-    shapes: tuple[torch.Size, ...]
+    shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, where: str, x0: Any, batch_ndim: int) -> tuple["Unknowns", list[Tensor]]:
@@ -98,12 +104,12 @@ class Unknowns:
             raise ValueError(
                 f"{where}: all tensors of x0 must have one dtype and device; got {kinds}."
             )
-        return cls(spec, tuple(leaf.shape[batch_ndim:] for leaf in leaves)), leaves
+        return cls(spec, tuple(tuple(leaf.shape[batch_ndim:]) for leaf in leaves)), leaves
 
     @property
     def size(self) -> int:
         """Number of unknowns of a sample."""
-        return sum(shape.numel() for shape in self.shapes)
+        return sum(map(prod, self.shapes))
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,11 @@ class Conditions:
     levels: tuple[tuple[int | None, ...], ...] = field(default=())
 
     @property
+    def starts(self) -> int:
+        """How many of the inputs, counted from the first, are where the solver starts."""
+        return len(self.unknowns.shapes)
+
+    @property
     def differentiable(self) -> int:
         """The unknowns and the value."""
         return len(self.unknowns.shapes) + self.kind.has_value
@@ -146,32 +157,34 @@ class Conditions:
         shapes, spec = self.unknowns.shapes, self.unknowns.spec
         samples = batch[len(self.levels) :]
 
-        def call(function: Callable[..., Any], x: Tensor, values: Sequence[Any]) -> list[Tensor]:
+        def call(
+            function: Callable[..., Any], x: Tensor, step: Sequence[Tensor], values: Sequence[Any]
+        ) -> list[Tensor]:
             tree = spec.unflatten(unravel(x, samples, shapes))
-            return pytree.tree_leaves(function(tree, *values))
+            sized = [t.reshape((*samples, *[1] * len(shapes[0]))) for t in step]
+            return pytree.tree_leaves(function(tree, *sized, *values))
 
-        def on_flat(
-            function: Callable[..., Any], *, scalar: bool = False
-        ) -> Callable[[Tensor], Tensor]:
+        def on_flat(function: Callable[..., Any], *, scalar: bool = False) -> Callable[..., Tensor]:
             if self.levels:
 
-                def mapped(x: Tensor, *tensors: Tensor) -> list[Tensor]:
+                def mapped(x: Tensor, step: Sequence[Tensor], *tensors: Tensor) -> list[Tensor]:
                     with self.arguments.bound(tensors) as values:
-                        return call(function, x, values)
+                        return call(function, x, step, values)
 
                 for dims in reversed(self.levels):
-                    mapped = vmap(mapped, in_dims=(0, *dims))
+                    mapped = vmap(mapped, in_dims=(0, 0, *dims))
 
-                def evaluate(x: Tensor) -> list[Tensor]:
-                    return mapped(x.reshape((*batch, x.shape[-1])), *tensors)
+                def evaluate(x: Tensor, step: Sequence[Tensor]) -> list[Tensor]:
+                    step = [t.reshape(batch) for t in step]
+                    return mapped(x.reshape((*batch, x.shape[-1])), step, *tensors)
 
             else:
 
-                def evaluate(x: Tensor) -> list[Tensor]:
-                    return call(function, x, values)
+                def evaluate(x: Tensor, step: Sequence[Tensor]) -> list[Tensor]:
+                    return call(function, x, step, values)
 
-            def flat_function(x: Tensor) -> Tensor:
-                leaves = evaluate(x)
+            def flat_function(x: Tensor, *step: Tensor) -> Tensor:
+                leaves = evaluate(x, step)
                 if scalar:
                     return leaves[0].reshape(x.shape[:-1])
                 return ravel(leaves, len(batch)).reshape((*x.shape[:-1], -1))
@@ -235,8 +248,8 @@ class Conditions:
             got = self.kind.residual(x, *values)
         residuals, spec = pytree.tree_flatten(got)
         wanted = [tuple(leaf.shape) for leaf in leaves]
-        if spec != self.unknowns.spec or [tuple(getattr(t, "shape", ())) for t in residuals] != wanted:
-            shapes = [tuple(t.shape) if isinstance(t, Tensor) else t for t in residuals]
+        shapes = [tuple(t.shape) if isinstance(t, Tensor) else t for t in residuals]
+        if spec != self.unknowns.spec or shapes != wanted:
             raise ValueError(
                 f"{self.kind.where}: the function must return what has the structure and shapes of "
                 f"x0, {wanted}; got {shapes}. It gets all samples at once, with their batch "
@@ -247,7 +260,7 @@ class Conditions:
                 f"{self.kind.where}: the function must return the dtype of x0, {leaves[0].dtype}; "
                 f"got {residuals[0].dtype}. Convert x0 or the parameters."
             )
-        if any(t.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(t) for t in residuals):
+        if any(t.requires_grad or is_functorch_wrapped_tensor(t) for t in residuals):
             raise RuntimeError(
                 f"{self.kind.where}: the function depends on a tensor that requires a gradient and "
                 "is not one of its arguments, so that gradient would be lost. Pass the tensor, or "
@@ -281,11 +294,16 @@ class Conditions:
         """The solution laid end to end, the tensors among the parameters, what the solver kept."""
         count = len(self.unknowns.shapes)
         x = ravel(outputs[:count], self.batch_ndim)
-        tensors = [t for t in inputs[count:] if t is not None]
+        tensors = [t for t in inputs[self.starts :] if t is not None]
         return x, tensors, list(outputs[self.differentiable + 3 :])
 
     def linear(
-        self, v: Tensor, x: Tensor, tensors: Sequence[Tensor], kept: Sequence[Tensor], transposed: bool
+        self,
+        v: Tensor,
+        x: Tensor,
+        tensors: Sequence[Tensor],
+        kept: Sequence[Tensor],
+        transposed: bool,
     ) -> Tensor:
         """Solve with the Jacobian of the conditions or its transpose."""
         flags = (False,) * self.batch_ndim
@@ -300,10 +318,10 @@ class Conditions:
         needed: Sequence[bool],
     ) -> Tensors:
         """Cotangents of the parameters; the starting point has none."""
-        count = len(self.unknowns.shapes)
+        count, first = len(self.unknowns.shapes), self.starts
         x, tensors, kept = self._parts(inputs, outputs)
         grads: list[Tensor | None] = [None] * len(inputs)
-        chosen = [i for i, t in enumerate(tensors) if needed[count + i] and t.is_floating_point()]
+        chosen = [i for i, t in enumerate(tensors) if needed[first + i] and t.is_floating_point()]
         if not chosen:
             return grads
         pulled: list[Tensor | None] = [None] * len(chosen)
@@ -321,23 +339,24 @@ class Conditions:
         given = cotangents[:count]
         if any(g is not None for g in given):
             leaves = zip(given, outputs[:count], strict=True)
-            g_x = ravel([torch.zeros_like(t) if g is None else g for g, t in leaves], self.batch_ndim)
+            whole = [torch.zeros_like(t) if g is None else g for g, t in leaves]
+            g_x = ravel(whole, self.batch_ndim)
             pull(self.residual, self.linear(g_x, x, tensors, kept, True), -1.0)
         if self.kind.has_value:
             g_value = cotangents[count]
             if g_value is not None:
                 pull(self.lagrangian, g_value, 1.0)
         for i, g in zip(chosen, pulled, strict=True):
-            grads[count + i] = g
+            grads[first + i] = g
         return grads
 
     def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
         """Tangents of the unknowns and of the value."""
-        count = len(self.unknowns.shapes)
         x, tensors, kept = self._parts(inputs, outputs)
-        chosen = [i for i, t in enumerate(tangents[count:]) if t is not None]
+        given = tangents[self.starts :]
+        chosen = [i for i, t in enumerate(given) if t is not None]
         moved = tuple(tensors[i] for i in chosen)
-        along = tuple(t for t in tangents[count:] if t is not None)
+        along = tuple(t for t in given if t is not None)
 
         def push(function: Callable[..., Tensor]) -> Tensor:
             def of_chosen(*values: Tensor) -> Tensor:
@@ -356,20 +375,21 @@ class Conditions:
         self, size: int, dims: Sequence[int | None], inputs: Tensors
     ) -> tuple["Conditions", Tensors]:
         """Map the conditions, and let the solver see one more batch dimension."""
-        count = len(self.unknowns.shapes)
         moved = [
             t if t is None or d is None else t.movedim(d, 0)
             for t, d in zip(inputs, dims, strict=True)
         ]
-        for i in range(count):
+        for i in range(self.starts):
             t = moved[i]
             if dims[i] is None and t is not None:
                 moved[i] = t.expand(size, *t.shape)
-        level = tuple(None if d is None else 0 for d in dims[count:])
+        level = tuple(None if d is None else 0 for d in dims[self.starts :])
         return replace(self, batch_ndim=self.batch_ndim + 1, levels=(level, *self.levels)), moved
 
 
-def _put(tensors: Sequence[Tensor], chosen: Sequence[int], values: Sequence[Tensor]) -> list[Tensor]:
+def _put(
+    tensors: Sequence[Tensor], chosen: Sequence[int], values: Sequence[Tensor]
+) -> list[Tensor]:
     """The tensors with others in the chosen places."""
     whole = list(tensors)
     for i, value in zip(chosen, values, strict=True):
@@ -433,7 +453,10 @@ def _unrolled(
 
     x = ravel(leaves, problem.batch_ndim)
     for _ in range(adjoint.steps):
-        x = checkpoint(step, x, *tensors, use_reentrant=False) if adjoint.checkpoint else step(x, *tensors)
+        if adjoint.checkpoint:
+            x = checkpoint(step, x, *tensors, use_reentrant=False)
+        else:
+            x = step(x, *tensors)
     return unravel(x, x.shape[:-1], problem.unknowns.shapes)
 
 

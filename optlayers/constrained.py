@@ -1,0 +1,184 @@
+"""Minima under constraints, by the conditions of Karush, Kuhn and Tucker."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.func import grad
+from torch.utils import _pytree as pytree
+
+from solvers.iteration import Run
+from solvers.minimize import ScipyMinimize
+from solvers.root import Newton
+from solvers.solution import Solution, Status
+
+from .failure import OnFailure
+from .implicit.adjoints import Adjoint, Unrolled
+from .implicit.automatic import Automatic
+from .implicit.conditions import Kind, OnFlat, find
+
+if TYPE_CHECKING:
+    from .minimize import Loss
+
+
+@dataclass(frozen=True)
+class Constrained(Kind):
+    r"""Points with multipliers, of a loss under constraints.
+
+    The unknowns are a dictionary of ``x``, ``y``, ``z`` and ``z_box``; the first two parameters are
+    the bounds. With the Lagrangian :math:`L = f + y^\top e + z^\top g + z_{box}^\top x` the
+    conditions are :math:`\nabla_x L = 0`, :math:`e = 0`, :math:`z = \max(0, z + g)` and
+    :math:`x = \mathrm{clamp}(x + z_{box}, lb, ub)`.
+    """
+
+    loss: "Loss"
+    equalities: Callable[..., Tensor] | None
+    inequalities: Callable[..., Tensor] | None
+    bounded: bool
+    solver: Any
+
+    where: ClassVar[str] = "minimize"
+    has_value: ClassVar[bool] = True
+
+    def _lagrangian(self, x: Any, unknowns: dict[str, Any], *params: Any) -> Tensor:
+        total = self.loss(x, *params)
+        for f, name in ((self.equalities, "y"), (self.inequalities, "z")):
+            if f is not None:
+                total = total + (unknowns[name] * f(x, *params)).sum(-1)
+        return total
+
+    def residual(self, x: Any, *params: Any) -> Any:
+        """The conditions, in the places of the unknowns that they determine."""
+        from .minimize import clamp
+
+        point, (lb, ub, *rest) = x["x"], params
+        found = {"x": grad(lambda p: self._lagrangian(p, x, *rest).sum())(point)}
+        if self.equalities is not None:
+            found["y"] = self.equalities(point, *rest)
+        if self.inequalities is not None:
+            found["z"] = x["z"] - torch.relu(x["z"] + self.inequalities(point, *rest))
+        if self.bounded:
+            found["x"] = pytree.tree_map(torch.add, found["x"], x["z_box"])
+            inside = clamp(pytree.tree_map(torch.add, point, x["z_box"]), lb, ub)
+            found["z_box"] = pytree.tree_map(torch.sub, point, inside)
+        return found
+
+    def value(self, x: Any, *params: Any) -> Tensor:
+        """The Lagrangian; a bound counts as a constraint where its multiplier is not zero."""
+        from .minimize import clamp
+
+        point, (lb, ub, *rest) = x["x"], params
+        total = self._lagrangian(point, x, *rest)
+        if self.bounded:
+            inside = clamp(pytree.tree_map(torch.add, point, x["z_box"]), lb, ub)
+            ndim = self.loss.batch_ndim
+            leaves = zip(*map(pytree.tree_leaves, (x["z_box"], point, inside)), strict=True)
+            for z, at, end in leaves:
+                product = z * (at - end)
+                total = total + (product.flatten(ndim).sum(-1) if z.ndim > ndim else product)
+        return total
+
+    def find(self, on_flat: OnFlat, x0: Tensor) -> Run:
+        """By the solver, then by Newton's method on the conditions, which gives the last digits."""
+        from .minimize import clamp
+
+        def point(x: Any, *params: Any) -> Any:
+            return x["x"]
+
+        start = on_flat(point)(x0)
+        rest = x0[:, start.shape[-1] :]
+
+        def on_point(function: Callable[..., Any], **how: Any) -> Callable[[Tensor], Tensor]:
+            def of_unknowns(x: Any, *params: Any) -> Any:
+                return function(x["x"], *params[2:])
+
+            of_all = on_flat(of_unknowns, **how)
+            return lambda p: of_all(torch.cat([p, rest], -1))
+
+        def bound(fill: float) -> Tensor:
+            def like_x(x: Any, *params: Any) -> Any:
+                full = pytree.tree_map(lambda t: torch.full_like(t, fill), x["x"])
+                return clamp(full, *params[:2])
+
+            return on_flat(like_x)(x0)
+
+        solver = ScipyMinimize(method="SLSQP") if self.solver is None else self.solver
+        ends = {}
+        if self.bounded:
+            ends = {"lower": bound(-torch.inf), "upper": bound(torch.inf)}
+        rough = solver.solve(
+            on_point(self.loss, scalar=True),
+            start,
+            equalities=None if self.equalities is None else on_point(self.equalities),
+            inequalities=None if self.inequalities is None else on_point(self.inequalities),
+            **ends,
+        )
+        parts = [rough.x, rough.y, rough.z, rough.z_box]
+        x = torch.cat([t for t in parts if t is not None], -1)
+        conditions = on_flat(self.residual)
+        polished = Newton(max_iter=20).find(conditions, x)
+        moved = torch.linalg.vector_norm(polished.x - x, dim=-1)
+        near = moved <= 1e-2 * (1 + torch.linalg.vector_norm(x, dim=-1))
+        good = (polished.status <= Status.SOLVED_INACCURATE) & near
+        status = torch.where(good, polished.status, rough.status)
+        # Without multipliers that fit, a point is not known to be a minimum.
+        status = status.masked_fill(~good & (status == Status.SOLVED), Status.NUMERICAL_ERROR)
+        return Run(
+            torch.where(good[:, None], polished.x, x),
+            status,
+            rough.iterations + polished.iterations,
+            torch.where(good, polished.error, moved),
+            None,
+            (),
+            None,
+        )
+
+
+def minimize_constrained(
+    loss: "Loss",
+    x0: Any,
+    params: tuple[Any, ...],
+    equalities: Callable[..., Tensor] | None,
+    inequalities: Callable[..., Tensor] | None,
+    bounds: tuple[Any, Any] | None,
+    batch_ndim: int,
+    solver: Any,
+    adjoint: Adjoint | Unrolled | None,
+    on_failure: OnFailure,
+) -> Solution:
+    """What :func:`optlayers.minimize` does with constraints."""
+    unknowns = {"x": x0}
+    batch = pytree.tree_leaves(x0)[0].shape[:batch_ndim]
+    for name, f in (("y", equalities), ("z", inequalities)):
+        if f is not None:
+            with torch.no_grad():
+                value: Any = f(x0, *params)
+            if not isinstance(value, Tensor) or value.ndim != batch_ndim + 1:
+                what = "equalities" if name == "y" else "inequalities"
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"minimize: {what} must return a tensor of shape (*batch, count) with "
+                    f"{batch_ndim} batch dimensions; got {got}. Stack single constraints with "
+                    "torch.stack(..., -1)."
+                )
+            unknowns[name] = value.new_zeros((*batch, value.shape[-1]))
+    lb, ub = (None, None) if bounds is None else bounds
+    bounded = lb is not None or ub is not None
+    if bounded:
+        unknowns["z_box"] = pytree.tree_map(torch.zeros_like, x0)
+    kind = Constrained(loss, equalities, inequalities, bounded, solver)
+    solution = find(
+        kind,
+        unknowns,
+        (lb, ub, *params),
+        batch_ndim=batch_ndim,
+        adjoint=Automatic() if adjoint is None else adjoint,
+        on_failure=on_failure,
+    )
+    found = solution.x
+    solution.x = found["x"]
+    solution.y, solution.z = found.get("y"), found.get("z")
+    solution.z_box = found.get("z_box")
+    return solution

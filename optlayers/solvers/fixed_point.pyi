@@ -1,0 +1,1 @@
+from solvers.fixed_point import *

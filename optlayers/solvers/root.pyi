@@ -1,0 +1,1 @@
+from solvers.root import *
