@@ -6,6 +6,7 @@ from ._alias import solvers  # isort: split
 from .closest_feasible import ClosestFeasible, closest_feasible_qp
 from .failure import SolverWarning
 from .fixed_point import fixed_point
+from .fixed_point_layer import FixedPointLayer
 from .implicit.adjoints import (
     Dense,
     FixedPoint,
@@ -30,6 +31,7 @@ __all__ = [
     "Dense",
     "Exact",
     "FixedPoint",
+    "FixedPointLayer",
     "Iterative",
     "Neumann",
     "OneStep",

@@ -135,5 +135,7 @@ def closest_feasible_qp(
     )  # fmt: skip
     if dtype == torch.float64:
         return ClosestFeasible(solution, h_shift, b_shift)
-    solution = pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, solution)
+    solution = pytree.tree_map_only(
+        Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, solution
+    )
     return ClosestFeasible(solution, h_shift.to(dtype), b_shift.to(dtype))

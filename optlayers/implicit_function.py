@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, ClassVar
-from weakref import WeakValueDictionary
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ class Memory:
         self.outputs: dict[tuple[torch.Size, ...], list[tuple[torch.Size, torch.dtype]]] = {}
 
 
-_memories: WeakValueDictionary[int, Memory] = WeakValueDictionary()
+_memories: dict[int, Memory] = {}
 _numbers = count()
 
 
@@ -177,8 +177,9 @@ class SolvedByUser(Conditions):
         like = next((t for t in tensors if t.is_floating_point()), None)
 
         def as_tensor(t: Any) -> Tensor:
-            device = None if like is None else like.device
-            return torch.as_tensor(t, device=device).detach().clone()
+            if like is None:
+                return torch.as_tensor(t).detach().clone()
+            return torch.as_tensor(t).detach().to(like, copy=True)  # numbers come as float64
 
         tree = pytree.tree_map(as_tensor, found)
         ndim = self.batch_ndim - len(self.levels)
@@ -223,6 +224,7 @@ class ImplicitFunction:
         self.memory = Memory()
         self.answers = Answers(next(_numbers))
         _memories[self.answers.number] = self.memory
+        finalize(self, _memories.pop, self.answers.number, None)
 
     def __call__(self, *params: Any) -> Any:
         """Solve; a :class:`Solution`, or a pair of one and the auxiliary output."""

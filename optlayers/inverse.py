@@ -97,7 +97,7 @@ def inverse(
         >>> x
         tensor([-1.9600,  0.0000,  1.9600], dtype=torch.float64, grad_fn=...)
         >>> torch.autograd.grad(x.sum(), p)[0]  # one over the density
-        tensor([17.1097,  2.5066, 17.1097], dtype=torch.float64)
+        tensor([17.1101,  2.5066, 17.1101], dtype=torch.float64)
     """
     ndim = y.ndim if batch_ndim is None else batch_ndim
     if bracket is not None and ndim != y.ndim:

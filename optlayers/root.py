@@ -83,7 +83,7 @@ def root(
         >>> c = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
         >>> x = ol.root(lambda x, c: x**3 + x - c, torch.zeros_like(c), c).x
         >>> x
-        tensor(1.0000, dtype=torch.float64, grad_fn=...)
+        tensor(1., dtype=torch.float64, grad_fn=...)
         >>> x.backward()
         >>> c.grad  # 1 / (3 x^2 + 1)
         tensor(0.2500, dtype=torch.float64)
