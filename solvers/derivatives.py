@@ -17,17 +17,33 @@ CHUNK_ENTRIES = 1 << 24
 
 
 def jacobian(f: Function, x: Tensor) -> Tensor:
-    """Jacobian of every sample ``(B, m, n)``, by n forward products at once."""
+    """Jacobian of every sample ``(B, m, n)``: see :func:`value_and_jacobian`."""
+    return value_and_jacobian(f, x)[1]
+
+
+def value_and_jacobian(f: Function, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Values ``(B, m)`` and Jacobians ``(B, m, n)``, by all products of one mode at once.
+
+    Reverse mode costs less a product, and as many products as there are outputs.
+    """
+    x = x.contiguous()
     batch, n = x.shape
-    basis = torch.eye(n, dtype=x.dtype, device=x.device)
+    value, pull = _vjp(f, x)
+    m = value.shape[-1]
+    count = min(m, n)
+    chunk = max(CHUNK_ENTRIES // max(batch * count, 1), 1)
+    size = None if chunk >= count else chunk
+    basis = torch.eye(count, dtype=x.dtype, device=x.device)
+    if m <= n:
+        rows: Tensor = vmap(lambda e: pull(e.expand(batch, m)), chunk_size=size)(basis)
+        return value, rows.movedim(0, 1)
 
     def push(e: Tensor) -> Tensor:
         pushed: Tensor = jvp(f, (x,), (e.expand_as(x),))[1]
         return pushed
 
-    chunk = max(CHUNK_ENTRIES // max(batch * n, 1), 1)
-    columns: Tensor = vmap(push, chunk_size=None if chunk >= n else chunk)(basis)
-    return columns.movedim(0, -1)
+    columns: Tensor = vmap(push, chunk_size=size)(basis)
+    return value, columns.movedim(0, -1)
 
 
 def value_and_gradient(f: Function, x: Tensor) -> tuple[Tensor, Tensor]:

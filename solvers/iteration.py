@@ -20,7 +20,7 @@ DEFAULT_EPS = {torch.float64: 1e-10, torch.float32: 1e-6, torch.float16: 1e-2, t
 # A sample that no longer improves counts as solved, inaccurately, within this many tolerances.
 LOOSE = 1000.0
 # Improvement by less than this factor while patience lasts, near the tolerance, is none: rounding.
-LEAST_PROGRESS = 0.9
+LEAST_PROGRESS = 0.99
 STEPS_BETWEEN_CHECKS = 8  # where asking makes a device wait for the host
 
 
@@ -97,6 +97,7 @@ class IterativeSolver:
     patience: ClassVar[int] = 10
 
     @torch.no_grad()
+    @np.errstate(all="ignore")  # what is not finite is found and said in the status
     def run(self, iterates: Iterates) -> Run:
         """Run a method until every sample is done.
 
@@ -113,8 +114,9 @@ class IterativeSolver:
         # One number a sample: on a CPU numpy does that in a fraction of a call to torch.
         on_cpu = it.x.device.type == "cpu"
         xp: Any = np if on_cpu else torch
+        tiny = _plain(torch.full_like(it.error, torch.finfo(it.error.dtype).tiny))
         best, best_value = it.x, it.value
-        best_error = before = _plain(torch.full_like(it.error, torch.inf))
+        best_error = best_ratio = before = _plain(torch.full_like(it.error, torch.inf))
         running = _plain(torch.ones_like(it.error, dtype=torch.bool))
         converged, lost = ~running, ~running
         iterations = _plain(torch.zeros_like(it.error, dtype=torch.long))
@@ -122,23 +124,26 @@ class IterativeSolver:
         for k in range(self.max_iter + 1):
             error = _plain(it.error)
             tolerance = eps_abs + eps_rel * _scale(it.x, it.scale)
-            better = running & (xp.isfinite(error) if self.keeps_last else error < best_error)
+            ratio = error / xp.maximum(tolerance, tiny)
+            finite = xp.isfinite(error) & xp.isfinite(tolerance)  # the norm of x may overflow
+            better = running & (finite if self.keeps_last else finite & (ratio < best_ratio))
             if on_cpu and better.all():
-                best, best_error, best_value = it.x, error, it.value
+                best, best_error, best_value, best_ratio = it.x, error, it.value, ratio
             else:
                 mask = torch.as_tensor(better)
                 best = torch.where(mask[:, None], it.x, best)
                 best_error = xp.where(better, error, best_error)
+                best_ratio = xp.where(better, ratio, best_ratio)
                 if it.value is not None and best_value is not None:
                     best_value = torch.where(mask, it.value, best_value)
-            arrived = running & (error <= tolerance)
+            arrived = running & finite & (error <= tolerance)
             converged = converged | arrived
             lost = lost | (running & xp.isnan(error))
             running = running & ~(arrived | lost)
             if k % self.patience == self.patience - 1:
-                stuck = best_error > LEAST_PROGRESS * before
-                running = running & ~(stuck & (best_error <= LOOSE * tolerance))
-                before = best_error
+                stuck = best_ratio > LEAST_PROGRESS * before
+                running = running & ~(stuck & (best_ratio <= LOOSE))
+                before = best_ratio
             if self.keep_history:
                 errors.append(torch.as_tensor(xp.where(iterations == k, error, xp.nan)))
             if self.verbose:
@@ -149,10 +154,9 @@ class IterativeSolver:
             iterations = iterations + running
             it = iterates.send(torch.as_tensor(running))
         iterates.close()
-        tolerance = eps_abs + eps_rel * _scale(best, it.scale)
         status = xp.full_like(iterations, int(Status.MAX_ITERATIONS))
         status[lost] = Status.NUMERICAL_ERROR
-        status[best_error <= LOOSE * tolerance] = Status.SOLVED_INACCURATE
+        status[best_ratio <= LOOSE] = Status.SOLVED_INACCURATE
         status[converged] = Status.SOLVED
         return Run(
             best,

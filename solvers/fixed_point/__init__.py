@@ -1,6 +1,7 @@
 """Fixed points of maps, for batches of independent samples."""
 
+from .anderson import Anderson
 from .picard import Picard
 from .solver import FixedPointSolver
 
-__all__ = ["FixedPointSolver", "Picard"]
+__all__ = ["Anderson", "FixedPointSolver", "Picard"]

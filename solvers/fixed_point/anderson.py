@@ -1,0 +1,129 @@
+"""Anderson's mixing: the next point is made of the last few, so that their residuals cancel."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._threads import calm
+from ..iteration import Iterate, Iterates
+from .solver import FixedPointSolver
+
+# Mixing pauses while the residual is this many times as long as the shortest so far.
+LIMIT = 2.0
+# Above the rounding errors of a Gram matrix, so that its factorisation fails hardly ever.
+RIDGE_IN_ROUNDINGS = 100.0
+SMALL = 1 << 18  # entries of the memory up to which one thread is enough
+
+
+@dataclass(frozen=True)
+class Anderson(FixedPointSolver):
+    r"""Mix the last values of :math:`f` as makes the residual of a linear map shortest.
+
+    With the residual :math:`g_k = f(z_k) - z_k` and the last changes of residuals and of values as
+    columns of :math:`\Delta G` and :math:`\Delta F`,
+
+    .. math:: z_{k+1} = z_k + \beta g_k - (\Delta F - (1 - \beta) \Delta G) \gamma,
+        \qquad \gamma = \arg\min_\gamma \|g_k - \Delta G \gamma\|_2 .
+
+    For the plain iteration's price and a few products of vectors this is the fixed-point iteration
+    of choice: where that converges with factor :math:`\rho` close to 1, mixing takes a small part
+    of its evaluations, and it converges on many maps that are no contractions. On a linear map it
+    does what GMRES does, restarted by and by, and ends after :math:`n + 1` evaluations where
+    ``memory`` is at least :math:`n`.
+
+    A sample takes plain steps where the least-squares problem cannot be solved, and while its
+    residual is more than twice as long as its shortest so far.
+
+    Attributes:
+        memory: How many changes are remembered; as many as variables at most.
+        damping: :math:`\beta`; 1 for no damping.
+        regularisation: Added to the diagonal of :math:`\Delta G^\top \Delta G`, relative to each of
+            its entries; by default 100 roundings.
+
+    References:
+        Walker and Ni, *Anderson acceleration for fixed-point iterations*, SIAM Journal on Numerical
+        Analysis 49 (2011), section 2.
+
+    Example:
+        >>> import torch
+        >>> from optlayers.solvers.fixed_point import Anderson
+        >>> solution = Anderson().solve(torch.cos, torch.ones(2, 1, dtype=torch.float64))
+        >>> solution.x
+        tensor([[0.7391],
+                [0.7391]], dtype=torch.float64)
+        >>> bool((solution.iterations < 10).all())
+        True
+    """
+
+    memory: int = 5
+    damping: float = 1.0
+    regularisation: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.memory < 1:
+            raise ValueError(
+                f"Anderson: memory must be at least 1; got {self.memory}. "
+                "Picard iterates without mixing."
+            )
+
+    def iterates(self, f: Callable[[Tensor], Tensor], z: Tensor) -> Iterates:
+        """One evaluation an iteration."""
+        batch, n = z.shape
+        m = max(min(self.memory, n), 1)
+        beta, ridge = self.damping, self.regularisation
+        if ridge is None:
+            ridge = RIDGE_IN_ROUNDINGS * torch.finfo(z.dtype).eps
+        # Changes of residuals, and in the last row the residual: one product makes all products of
+        # them. All views that an iteration needs are made here, once.
+        residuals = z.new_zeros(batch, m + 1, n)
+        values = z.new_zeros(batch, m, n)
+        *residual_rows, residual = residuals.unbind(1)
+        value_rows = values.unbind(1)
+        transposed = residuals.mT
+        gram = z.new_empty(batch, m + 1, m + 1)
+        squared_norm = gram[:, m, m]
+        ridges = torch.eye(m + 1, dtype=z.dtype, device=z.device).mul_(ridge).add_(1)
+        ridges[m, m] = 2  # keeps the last pivot positive
+        # Rows that are not filled yet have zeros in the Gram matrix, and a one on its diagonal.
+        unfilled = torch.eye(m + 1, dtype=z.dtype, device=z.device)
+        ones = unfilled.diagonal().unbind()
+        ones[m].zero_()
+        # More threads than one would wait for each other in every product.
+        quiet = calm if batch * n * m <= SMALL else nullcontext
+
+        fz = f(z)
+        g = fz - z
+        norm = least = torch.linalg.vector_norm(g, dim=-1)
+        yield Iterate(fz, norm)
+        z = fz if beta == 1.0 else z + beta * g
+        k = 0
+        while True:
+            old_fz, fz = fz, f(z)
+            with quiet():
+                old_g, g = g, fz - z
+                i = k % m
+                torch.sub(g, old_g, out=residual_rows[i])
+                torch.sub(fz, old_fz, out=value_rows[i])
+                residual.copy_(g)
+                if k < m:
+                    ones[i].zero_()
+                torch.bmm(residuals, transposed, out=gram)
+                norm = squared_norm.sqrt()
+                # The last row of the factor is the normal equations' forward substitution.
+                L, info = torch.linalg.cholesky_ex(torch.addcmul(unfilled, gram, ridges))
+                gamma = torch.linalg.solve_triangular(
+                    L[:, :m, :m], L[:, m:, :m], upper=False, left=False
+                )
+                plain = info.bool() | (norm > LIMIT * least)
+                gamma = gamma.masked_fill(plain[:, None, None], 0.0)
+                least = torch.minimum(least, norm)
+                z = torch.baddbmm(fz[:, None], gamma, values, alpha=-1)[:, 0]
+                if beta != 1.0:
+                    mixed = torch.baddbmm(g[:, None], gamma, residuals[:, :m], alpha=-1)
+                    z -= (1 - beta) * mixed[:, 0]
+                k += 1
+            yield Iterate(fz, norm)
