@@ -6,12 +6,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from optlayers.solvers.minimize import GradientDescent
-from optlayers.solvers.projection import project_nonnegative, project_simplex
 from torch import nn
 
 import optlayers as ol
 from optlayers.solvers.fixed_point import Picard
+from optlayers.solvers.minimize import GradientDescent
+from optlayers.solvers.projection import project_nonnegative, project_simplex
 
 DTYPE = torch.float64
 

@@ -359,7 +359,6 @@ def test_a_barrier_without_strength_is_refused(mu):
 # --- derivatives of the carrier -------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings(r"ignore:.torch.jit.script:DeprecationWarning")  # by torch itself
 @pytest.mark.parametrize("name", ["all kinds of rows", "a linear program", "inequalities"])
 @pytest.mark.parametrize("check", ["gradcheck", "gradgradcheck"])
 def test_the_central_point_is_differentiable(check, name):

@@ -10,8 +10,6 @@ from solvers.root.broyden import InverseJacobian
 from solvers.solution import Status
 from tests.solvers.root.problems import posed, quintic, rosenbrock, tanh_layer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-
 
 @pytest.mark.parametrize("beginning", ["a multiple of the identity", "matrices"])
 def test_the_last_step_is_explained(beginning):

@@ -10,8 +10,6 @@ from solvers.derivatives import jacobian
 from solvers.solution import Status
 from tests.solvers.root.problems import posed, tanh_layer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-
 
 def test_converges_quadratically():
     # The steps are as long as the errors before them, and shrink as their squares.

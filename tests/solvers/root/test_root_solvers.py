@@ -7,9 +7,6 @@ from optlayers.solvers.root import Broyden, Newton, ScipyRoot
 from solvers.solution import Status
 from tests.solvers.root.problems import PROBLEMS, posed, quintic, rosenbrock, tanh_layer
 
-# Loaded with torch's first forward derivative, and deprecated by torch itself.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-
 NATIVE = [Newton(), Broyden()]
 SOLVERS = [*NATIVE, ScipyRoot(), ScipyRoot(method="lm")]
 

@@ -23,8 +23,6 @@ from tests.solvers.minimize.smooth.problems import (
     worst_error,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-
 ALL = pytest.mark.parametrize("solver", FAST + SLOW, ids=name_of)
 
 

@@ -23,8 +23,6 @@ from tests.solvers.minimize.smooth.problems import (
     worst_error,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-
 
 def errors(solver, problem, count):
     """Distances to the minimum of the first iterates, ``(count, B)``."""

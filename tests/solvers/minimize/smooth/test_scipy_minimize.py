@@ -15,8 +15,6 @@ from solvers.minimize.scipy_minimize import (
 from solvers.solution import Status
 from tests.solvers.minimize.smooth.problems import logistic, normal, times, worst_error
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-
 CONSTRAINED = pytest.mark.parametrize("method", ["SLSQP", "trust-constr"])
 
 

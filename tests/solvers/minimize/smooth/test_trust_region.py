@@ -8,8 +8,6 @@ from solvers.minimize.newton import TrustRegion, minimum_in_region
 from solvers.solution import Status
 from tests.solvers.minimize.smooth.problems import logistic, normal, times
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-
 
 def double_well(x):
     return ((x**2 - 1) ** 2).sum(-1) + 0.1 * x[:, 0] * x[:, 1]
