@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, ClassVar
-from weakref import finalize
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from .implicit.adjoints import Adjoint, Unrolled
 from .implicit.arguments import Arguments, ravel, take_apart, unravel
 from .implicit.automatic import Automatic
 from .implicit.conditions import Conditions, Kind, OnFlat, Unknowns, plainly
-from .implicit.function import solve_implicitly
+from .implicit.function import Tensors, solve_implicitly
 
 # A sample whose solver said nothing is judged by the norm of its conditions, relative to 1 + |x|.
 SOLVED = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -48,7 +48,7 @@ NOT_YET_CALLED = (
 )
 
 
-class Memory:
+class Memory:  # kept alive by those who use it, and found by number by the compiler
     """What only the solver's answers tell.
 
     Attributes:
@@ -63,7 +63,7 @@ class Memory:
         self.outputs: dict[tuple[torch.Size, ...], list[tuple[torch.Size, torch.dtype]]] = {}
 
 
-_memories: dict[int, Memory] = {}
+_memories: WeakValueDictionary[int, Memory] = WeakValueDictionary()
 _numbers = count()
 
 
@@ -73,14 +73,15 @@ class Answers:
 
     Attributes:
         number: Of the memory. The compiler takes numbers, and no objects.
+        memory: What is known.
     """
 
     number: int
+    memory: Memory = field(init=False, repr=False, compare=False)
 
-    @property
-    def memory(self) -> Memory:
-        """What is known."""
-        return _memories[self.number]
+    def __post_init__(self) -> None:
+        """Find the memory, and keep it."""
+        object.__setattr__(self, "memory", _memories[self.number])
 
     @property
     def spec(self) -> pytree.TreeSpec:
@@ -141,6 +142,12 @@ class SolvedByUser(Conditions):
             like = [(t.shape, t.dtype) for t in outputs]
             self.answers.memory.outputs[tuple(t.shape for t in tensors)] = like
         return outputs
+
+    def _parts(
+        self, inputs: Tensors, outputs: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """What comes after the numbers is auxiliary here."""
+        return super()._parts(inputs, outputs[: self.differentiable + 3])
 
     def _call(
         self, tensors: Sequence[Tensor], levels: Sequence[tuple[int | None, ...]]
@@ -221,10 +228,9 @@ class ImplicitFunction:
         self.solve, self.conditions = solve, conditions
         self.adjoint, self.has_aux = adjoint, has_aux
         self.batch_ndim, self.on_failure = batch_ndim, on_failure
-        self.memory = Memory()
-        self.answers = Answers(next(_numbers))
-        _memories[self.answers.number] = self.memory
-        finalize(self, _memories.pop, self.answers.number, None)
+        number = next(_numbers)
+        self.memory = _memories[number] = Memory()
+        self.answers = Answers(number)
 
     def __call__(self, *params: Any) -> Any:
         """Solve; a :class:`Solution`, or a pair of one and the auxiliary output."""
@@ -241,6 +247,7 @@ class ImplicitFunction:
             answers=self.answers,
         )
         outputs = solve_implicitly(problem, *tensors)
+        problem.check_transformed(outputs[: problem.differentiable], tensors)
         leaves = len(self.answers.shapes)
         found = list(outputs[:leaves])
         status, iterations, error = outputs[leaves : leaves + 3]

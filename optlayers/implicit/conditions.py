@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.func import jvp, vjp, vmap
 from torch.utils import _pytree as pytree
@@ -26,10 +26,16 @@ from solvers.solution import Solution, Status
 from ..failure import OnFailure, check_policy, paint, report
 from .adjoints import Adjoint, OneStep, Unrolled
 from .arguments import Arguments, ravel, take_apart, unravel
-from .function import Tensors, sharing_the_dual_level, solve_implicitly
+from .function import Tensors, in_full_precision, sharing_the_dual_level, solve_implicitly
 from .linear_system import LinearSystem
 
 OnFlat = Callable[..., Callable[..., Tensor]]
+CAPTURED = (
+    "the function depends on a tensor that carries derivatives, or is mapped by vmap, and is not one "
+    "of its arguments, so its gradient would be lost. Pass the tensor, or the module it belongs to, "
+    "as a parameter: what follows x0 is handed on to the function. Detach it if it is meant to be a "
+    "constant."
+)
 
 
 class Kind(ABC):
@@ -187,7 +193,8 @@ class Conditions:
                 leaves = evaluate(x, step)
                 if scalar:
                     return leaves[0].reshape(x.shape[:-1])
-                return ravel(leaves, len(batch)).reshape((*x.shape[:-1], -1))
+                flat = ravel(leaves, len(batch))
+                return flat.reshape((*x.shape[:-1], flat.shape[-1]))
 
             return flat_function
 
@@ -260,13 +267,39 @@ class Conditions:
                 f"{self.kind.where}: the function must return the dtype of x0, {leaves[0].dtype}; "
                 f"got {residuals[0].dtype}. Convert x0 or the parameters."
             )
-        if any(t.requires_grad or is_functorch_wrapped_tensor(t) for t in residuals):
-            raise RuntimeError(
-                f"{self.kind.where}: the function depends on a tensor that requires a gradient and "
-                "is not one of its arguments, so that gradient would be lost. Pass the tensor, or "
-                f"the module it belongs to, as a parameter: {self.kind.where}(f, x0, tensor) calls "
-                "f(x, tensor). Detach it if it is meant to be a constant."
-            )
+        if any(t.requires_grad for t in residuals):
+            raise RuntimeError(f"{self.kind.where}: {CAPTURED}")
+
+    def check_transformed(self, leaves: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Refuse what is captured from around a transform, which nobody sees from within.
+
+        The function is called with constants, so that only what it captures can carry derivatives
+        or a mapped dimension.
+
+        Raises:
+            RuntimeError: If it captures such a tensor.
+        """
+        if torch.compiler.is_compiling():
+            return
+        transformed = torch._C._are_functorch_transforms_active()
+        if not transformed and forward_ad._current_level < 0:
+            return
+
+        def constant(t: Tensor) -> Tensor:
+            value = 0.5 if t.is_floating_point() else 0
+            return torch.full(t.shape, value, dtype=t.dtype, device=t.device)
+
+        x = self.unknowns.spec.unflatten([constant(t) for t in leaves])
+        with torch.enable_grad(), self.arguments.bound([constant(t) for t in tensors]) as values:
+            got = pytree.tree_leaves(self.kind.residual(x, *values))
+        for t in got:
+            inner = t
+            captured = forward_ad.unpack_dual(t).tangent is not None
+            while is_functorch_wrapped_tensor(inner):
+                captured = captured or is_batchedtensor(inner) or inner.requires_grad
+                inner = get_unwrapped(inner)
+            if captured or inner.requires_grad:
+                raise RuntimeError(f"{self.kind.where}: {CAPTURED}")
 
     def _report(self, run: Run, batch: torch.Size) -> None:
         x = self.unknowns.spec.unflatten(
@@ -401,16 +434,12 @@ def _put(
 def plainly(inputs: Sequence[Tensor | None]) -> Iterator[list[Tensor]]:
     """The inputs where solvers can use them: in full precision, and where derivatives exist."""
     given = [t for t in inputs if t is not None]
-    device = given[0].device.type if given else "cpu"
-    with torch.inference_mode(False), torch.no_grad(), sharing_the_dual_level():
+    full = in_full_precision(given)
+    with torch.inference_mode(False), torch.no_grad(), sharing_the_dual_level(), full:
         ready = [t.clone() if t.is_inference() else t for t in given]
         if forward_ad._current_level >= 0:
             ready = [forward_ad.unpack_dual(t).primal for t in ready]
-        if torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                yield ready
-        else:
-            yield ready
+        yield ready
 
 
 def find(
@@ -428,6 +457,7 @@ def find(
     tensors, arguments = take_apart(params)
     implicit = OneStep() if isinstance(adjoint, Unrolled) else adjoint
     problem = Conditions(kind, unknowns, arguments, batch_ndim, implicit, on_failure)
+    problem.check_transformed(leaves, tensors)
     outputs = solve_implicitly(problem, *(leaf.detach() for leaf in leaves), *tensors)
     count, after = len(leaves), problem.differentiable
     found, value = list(outputs[:count]), outputs[count] if kind.has_value else None

@@ -112,6 +112,17 @@ def sharing_the_dual_level() -> Iterator[None]:
         eager_transforms.JVP_NESTING -= 1
 
 
+@contextmanager
+def in_full_precision(tensors: Tensors) -> Iterator[None]:
+    """Keep autocast out: it would round what derivatives are made of."""
+    device = next((t.device.type for t in tensors if t is not None), "cpu")
+    if not torch.is_autocast_enabled(device):
+        yield
+        return
+    with torch.autocast(device, enabled=False):
+        yield
+
+
 def _remember(
     ctx: Any, problem: ImplicitProblem, inputs: Tensors, outputs: tuple[Tensor, ...]
 ) -> None:
@@ -141,7 +152,7 @@ class Implicit(torch.autograd.Function):
         """Pull cotangents back through the conditions."""
         saved = [None if t is None else unwrap_if_dead(t) for t in ctx.saved_tensors]
         inputs, outputs = saved[: ctx.split], saved[ctx.split :]
-        with sharing_the_dual_level():
+        with sharing_the_dual_level(), in_full_precision(outputs):
             return None, *ctx.problem.vjp(inputs, outputs, cotangents, ctx.needs_input_grad[1:])
 
     @staticmethod
@@ -150,7 +161,8 @@ class Implicit(torch.autograd.Function):
         with _set_fwd_grad_enabled(True), sharing_the_dual_level():
             saved = [None if t is None else unpack_dual(t).primal for t in ctx.saved_tensors]
             inputs, outputs = saved[: ctx.split], saved[ctx.split :]
-            pushed = ctx.problem.jvp(inputs, outputs, tangents)
+            with in_full_precision(outputs):
+                pushed = ctx.problem.jvp(inputs, outputs, tangents)
             return *pushed, *[None] * (len(outputs) - len(pushed))
 
     @staticmethod

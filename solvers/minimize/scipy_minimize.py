@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..derivatives import hessian, jacobian, value_and_gradient
-from ..iteration import LOOSE
+from ..iteration import LOOSE, Run
 from ..solution import Solution, Status
 from .lbfgsb import broadcast_bound
 
@@ -96,6 +96,12 @@ class ScipyMinimize:
                 f"ScipyMinimize: method must be one of scipy.optimize.minimize; got "
                 f"{self.method!r}. Take one of {', '.join(sorted(METHODS))}, in any case."
             )
+
+    def find(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Run:
+        """Without constraints, on a flat batch ``(B, n)``, as the methods in torch."""
+        found = self.solve(f, x0)
+        error = torch.zeros_like(x0[:, 0]) if found.dual_residual is None else found.dual_residual
+        return Run(found.x, found.status, found.iterations, error, found.objective, (), None)
 
     @torch.no_grad()
     def solve(
