@@ -30,7 +30,12 @@ class FixedPointOf(Kind):
 
     def residual(self, x: Any, *params: Any) -> Any:
         """What is left of the point when its image is taken away."""
-        return pytree.tree_map(torch.sub, x, self.function(x, *params))
+        image = self.function(x, *params)
+        if isinstance(x, Tensor) and isinstance(
+            image, Tensor
+        ):  # a pytree takes three times as long
+            return x - image
+        return pytree.tree_map(torch.sub, x, image)
 
     def find(self, on_flat: OnFlat, x0: Tensor) -> Run:
         """By the solver."""

@@ -120,7 +120,10 @@ class IterativeSolver:
         running = _plain(torch.ones_like(it.error, dtype=torch.bool))
         converged, lost = ~running, ~running
         iterations = _plain(torch.zeros_like(it.error, dtype=torch.long))
-        errors = []
+        errors: list[Tensor] = []
+        everyone = torch.as_tensor(running)
+        # Without a record to keep, or a look back that is due, little is to do while all is well.
+        bare = not (self.verbose or self.keep_history)
         for k in range(self.max_iter + 1):
             error = _plain(it.error)
             tolerance = eps_abs + eps_rel * _scale(it.x, it.scale)
@@ -129,6 +132,15 @@ class IterativeSolver:
             better = running & (finite if self.keeps_last else finite & (ratio < best_ratio))
             if on_cpu and better.all():
                 best, best_error, best_value, best_ratio = it.x, error, it.value, ratio
+                if (
+                    bare
+                    and k % self.patience != self.patience - 1
+                    and k < self.max_iter
+                    and (ratio > 1.0).all()
+                ):
+                    iterations = iterations + 1  # all are better, and none is there: as most often
+                    it = iterates.send(everyone)
+                    continue
             else:
                 mask = torch.as_tensor(better)
                 best = torch.where(mask[:, None], it.x, best)

@@ -8,6 +8,7 @@ is short.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from solvers._threads import calm
-from solvers.derivatives import jacobian, jacobian_product, transposed_product
+from solvers.derivatives import jacobian_product, value_and_jacobian
 from solvers.fixed_point import FixedPointSolver
 from solvers.solution import Solution, SolverError, Status
 
@@ -40,6 +41,7 @@ class Linearised:
         kept: What the solver kept.
         transposed: Whether the system is that of the transposed Jacobian.
         on_failure: What to do where there is no solution.
+        graph: The point and the conditions there, ready for autograd, if they are at hand.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -48,27 +50,46 @@ class Linearised:
     kept: tuple[Tensor, ...]
     transposed: bool
     on_failure: OnFailure
+    graph: tuple[Tensor, Tensor] | None = None
 
-    def product(self) -> Callable[[Tensor], Tensor]:
-        """The matrix of the system times ``(B, n)``."""
-        return self._product_at(self.x, self.transposed)
+    def product(self, step: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """The matrix of the system, perhaps as it is one step on, times ``(columns, B, n)``."""
+        return self._product_at(self.x if step is None else self.x + step, self.transposed)
 
     def other_product(self) -> Callable[[Tensor], Tensor]:
-        """Its transpose times ``(B, n)``."""
+        """Its transpose times ``(columns, B, n)``."""
         return self._product_at(self.x, not self.transposed)
 
     def _product_at(self, x: Tensor, transposed: bool) -> Callable[[Tensor], Tensor]:
-        transposed = transposed or self.kind.symmetric  # one graph serves all products
-        return (transposed_product if transposed else jacobian_product)(self.function, x)
+        if not (transposed or self.kind.symmetric):
+            return over_columns(jacobian_product(self.function, x))
+        # One graph serves all products. For a column at a time plain autograd has it for a third of
+        # what torch.func takes to get there.
+        if self.graph is not None and x is self.x:
+            return partial(_pull, *self.graph)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            value = self.function(x)
+        return partial(_pull, x, value) if value.requires_grad else torch.zeros_like
 
-    def product_nearby(self, step: Tensor) -> Callable[[Tensor], Tensor]:
-        """The matrix as it is one step from the point."""
-        return self._product_at(self.x + step, self.transposed)
+    def matrix(self) -> tuple[Tensor, Tensor]:
+        """The value of the conditions ``(B, n)`` and the matrix of the system ``(B, n, n)``."""
+        if self.graph is None:
+            value, A = value_and_jacobian(self.function, self.x)
+        else:
+            value = self.graph[1].detach()
+            basis = torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)
+            A = _pull(*self.graph, basis[:, None].expand(-1, *value.shape)).movedim(0, 1)
+        return value, A.mT if self.transposed else A
 
-    def matrix(self) -> Tensor:
-        """The matrix of the system ``(B, n, n)``."""
-        A = jacobian(self.function, self.x)
-        return A.mT if self.transposed else A
+
+def _pull(x: Tensor, value: Tensor, u: Tensor) -> Tensor:
+    """The transposed Jacobian times ``(columns, B, n)``."""
+    batched = len(u) > 1
+    (pulled,) = torch.autograd.grad(
+        value, x, u if batched else u[0], retain_graph=True, is_grads_batched=batched
+    )
+    return pulled if batched else pulled[None]
 
 
 class Adjoint(ABC):
@@ -97,15 +118,16 @@ class Dense(Adjoint):
         """Solve by LU."""
         if not v.numel():
             return torch.zeros_like(v), v.new_zeros(v.shape[:-1])
-        product = over_columns(system.product())
-        solve = _by_what_was_kept(system, product, v) if system.kept else None
+        solve = _by_what_was_kept(system, v) if system.kept else None
         if solve is None:
-            solve = _by_lu(system.matrix())
+            value, M = system.matrix()
+            solve = _by_lu(M)
+        else:
+            value = system.function(system.x)
         u = solve(v, False)
         # A Newton step tells how far the point may be from the solution.
-        step = -solve(system.function(system.x)[None], True)[0]
-        moved = over_columns(system.product_nearby(step.nan_to_num(0.0)))
-        residual = relative(v - moved(u), v)
+        step = -solve(value[None], system.transposed)[0]
+        residual = relative(v - system.product(step.nan_to_num(0.0))(u), v)
         return judged(system, u, residual)
 
 
@@ -125,25 +147,20 @@ def _by_lu(M: Tensor) -> Callable[[Tensor, bool], Tensor]:
     return solve
 
 
-def _by_what_was_kept(
-    system: Linearised, product: Callable[[Tensor], Tensor], v: Tensor
-) -> Callable[[Tensor, bool], Tensor] | None:
+def _by_what_was_kept(system: Linearised, v: Tensor) -> Callable[[Tensor, bool], Tensor] | None:
     """Solve with the solver's factorisation, refined; None if that does not get there."""
-    own, other = product, over_columns(system.other_product())
+    product = system.product()
 
     def rough(v: Tensor, transposed: bool) -> Tensor:
         solved = [system.kind.apply_inverse(system.kept, c, transposed=transposed) for c in v]
         return torch.stack(solved)
 
     def solve(v: Tensor, flipped: bool) -> Tensor:
-        times = other if flipped else own
         transposed = system.transposed != flipped
         u = rough(v, transposed)
-        if not flipped:
-            u = u + rough(v - times(u), transposed)
-        return u
+        return u if flipped else u + rough(v - product(u), transposed)
 
-    good = relative(v - own(solve(v, False)), v) < torch.finfo(v.dtype).eps ** 0.75
+    good = relative(v - product(solve(v, False)), v) < torch.finfo(v.dtype).eps ** 0.75
     return solve if bool(good.all()) else None
 
 
@@ -168,13 +185,13 @@ class Iterative(Adjoint):
         if solver is None:
             solver = MINRES() if system.kind.symmetric else GMRES()
         n = v.shape[-1]
-        product, other = over_columns(system.product()), over_columns(system.other_product())
+        product, other = system.product(), system.other_product()
 
         def on_all(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
             return lambda u: function(u.reshape(v.shape)).reshape(-1, n)
 
         operator = LinearOperator(on_all(product), on_all(other), symmetric=system.kind.symmetric)
-        preconditioner = self.preconditioner
+        preconditioner = self.preconditioner  # of one column
         if preconditioner is not None:
             preconditioner = on_all(over_columns(preconditioner))
         run = solver.find(operator, v.reshape(-1, n), preconditioner=preconditioner)
@@ -200,7 +217,7 @@ class FixedPoint(Adjoint):
         from solvers.fixed_point import Anderson
 
         solver = Anderson() if self.solver is None else self.solver
-        product, n = over_columns(system.product()), v.shape[-1]
+        product, n = system.product(), v.shape[-1]
         flat = v.reshape(-1, n)
 
         def step(u: Tensor) -> Tensor:
@@ -225,7 +242,7 @@ class Neumann(Adjoint):
 
     def solve(self, system: Linearised, v: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the series."""
-        product, u = over_columns(system.product()), v
+        product, u = system.product(), v
         for _ in range(self.k):
             u = u - product(u) + v
         return u, relative(v - product(u), v)
@@ -248,7 +265,7 @@ class Phantom(Adjoint):
 
     def solve(self, system: Linearised, v: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the series."""
-        product, u = over_columns(system.product()), self.tau * v
+        product, u = system.product(), self.tau * v
         for _ in range(self.k - 1):
             u = u + self.tau * (v - product(u))
         return u, relative(v - product(u), v)

@@ -24,17 +24,18 @@ from solvers.iteration import Run
 from solvers.solution import Solution, Status
 
 from ..failure import OnFailure, check_policy, paint, report
-from .adjoints import Adjoint, OneStep, Unrolled
+from .adjoints import Adjoint, Linearised, OneStep, Unrolled
 from .arguments import Arguments, ravel, take_apart, unravel
 from .function import Tensors, in_full_precision, sharing_the_dual_level, solve_implicitly
 from .linear_system import LinearSystem
+from .system import nobody_differentiates
 
 OnFlat = Callable[..., Callable[..., Tensor]]
 CAPTURED = (
-    "the function depends on a tensor that carries derivatives, or is mapped by vmap, and is not one "
-    "of its arguments, so its gradient would be lost. Pass the tensor, or the module it belongs to, "
-    "as a parameter: what follows x0 is handed on to the function. Detach it if it is meant to be a "
-    "constant."
+    "the function depends on a tensor that carries derivatives, or is mapped by vmap, and is not "
+    "one of its arguments, so its gradient would be lost. Pass the tensor, or the module it "
+    "belongs to, as a parameter: what follows x0 is handed on to the function. Detach it if it is "
+    "meant to be a constant."
 )
 
 
@@ -166,9 +167,12 @@ class Conditions:
         def call(
             function: Callable[..., Any], x: Tensor, step: Sequence[Tensor], values: Sequence[Any]
         ) -> list[Tensor]:
-            tree = spec.unflatten(unravel(x, samples, shapes))
+            leaves = unravel(x, samples, shapes)
             sized = [t.reshape((*samples, *[1] * len(shapes[0]))) for t in step]
-            return pytree.tree_leaves(function(tree, *sized, *values))
+            if spec.is_leaf():
+                result = function(leaves[0], *sized, *values)
+                return [result] if isinstance(result, Tensor) else pytree.tree_leaves(result)
+            return pytree.tree_leaves(function(spec.unflatten(leaves), *sized, *values))
 
         def on_flat(function: Callable[..., Any], *, scalar: bool = False) -> Callable[..., Tensor]:
             if self.levels:
@@ -357,6 +361,11 @@ class Conditions:
         chosen = [i for i, t in enumerate(tensors) if needed[first + i] and t.is_floating_point()]
         if not chosen:
             return grads
+        if not torch.compiler.is_compiling() and nobody_differentiates(cotangents):
+            found = self._vjp_plainly(outputs, cotangents, x, tensors, kept, chosen)
+            for i, g in zip(chosen, found, strict=True):
+                grads[first + i] = g
+            return grads
         pulled: list[Tensor | None] = [None] * len(chosen)
 
         def pull(function: Callable[..., Tensor], cotangent: Tensor, sign: float) -> None:
@@ -369,11 +378,8 @@ class Conditions:
                 g = -g if sign < 0 else g
                 pulled[i] = g if before is None else before + g
 
-        given = cotangents[:count]
-        if any(g is not None for g in given):
-            leaves = zip(given, outputs[:count], strict=True)
-            whole = [torch.zeros_like(t) if g is None else g for g, t in leaves]
-            g_x = ravel(whole, self.batch_ndim)
+        g_x = self._of_unknowns(outputs, cotangents)
+        if g_x is not None:
             pull(self.residual, self.linear(g_x, x, tensors, kept, True), -1.0)
         if self.kind.has_value:
             g_value = cotangents[count]
@@ -381,6 +387,70 @@ class Conditions:
                 pull(self.lagrangian, g_value, 1.0)
         for i, g in zip(chosen, pulled, strict=True):
             grads[first + i] = g
+        return grads
+
+    def _of_unknowns(self, outputs: Sequence[Tensor], cotangents: Tensors) -> Tensor | None:
+        """Cotangents of all unknowns laid end to end, if there are any."""
+        count = len(self.unknowns.shapes)
+        given = cotangents[:count]
+        if all(g is None for g in given):
+            return None
+        leaves = zip(given, outputs[:count], strict=True)
+        whole = [torch.zeros_like(t) if g is None else g for g, t in leaves]
+        return ravel(whole, self.batch_ndim)
+
+    def _vjp_plainly(
+        self,
+        outputs: Sequence[Tensor],
+        cotangents: Tensors,
+        x: Tensor,
+        tensors: Sequence[Tensor],
+        kept: Sequence[Tensor],
+        chosen: Sequence[int],
+    ) -> list[Tensor | None]:
+        """The same where nobody differentiates the gradients again: one graph serves all of it."""
+        batch, n = x.shape[:-1], x.shape[-1]
+        rows = batch.numel()
+        whole = [t.detach() for t in tensors]
+        for i in chosen:
+            whole[i] = whole[i].requires_grad_()
+        leaves = [whole[i] for i in chosen]
+        grads: list[Tensor | None] = [None] * len(chosen)
+
+        def add(value: Tensor, cotangent: Tensor, sign: float) -> None:
+            if not value.requires_grad:
+                return
+            found = torch.autograd.grad(value, leaves, cotangent, allow_unused=True)
+            for i, g in enumerate(found):
+                if g is not None:
+                    before, g = grads[i], -g if sign < 0 else g
+                    grads[i] = g if before is None else before + g
+
+        g_x = self._of_unknowns(outputs, cotangents)
+        g_value = cotangents[len(self.unknowns.shapes)] if self.kind.has_value else None
+        with self.flat_functions(batch, whole) as on_flat:
+            if g_x is not None:
+                function = on_flat(self.kind.residual)
+                with torch.enable_grad():
+                    point = x.detach().reshape(rows, n).requires_grad_()
+                    value = function(point)
+                if value.requires_grad:
+                    system = Linearised(
+                        function,
+                        point,
+                        self.kind,
+                        tuple(t.reshape(rows, *t.shape[len(batch) :]) for t in kept),
+                        True,
+                        self.on_failure,
+                        (point, value),
+                    )
+                    with torch.no_grad():
+                        u, _ = self.adjoint.solve(system, g_x.reshape(1, rows, n))
+                    add(value, u[0], -1.0)
+            if g_value is not None:
+                with torch.enable_grad():
+                    value = on_flat(self.kind.value, scalar=True)(x.detach().reshape(rows, n))
+                add(value, g_value.reshape(rows), 1.0)
         return grads
 
     def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:

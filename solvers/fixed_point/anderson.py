@@ -16,6 +16,8 @@ LIMIT = 2.0
 # Above the rounding errors of a Gram matrix, so that its factorisation fails hardly ever.
 RIDGE_IN_ROUNDINGS = 100.0
 SMALL = 1 << 18  # entries of the memory up to which one thread is enough
+# A residual that shrinks by this factor by itself needs no mixing, where that costs more than f.
+FAST = 0.4
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Anderson(FixedPointSolver):
     does what GMRES does, restarted by and by, and ends after :math:`n + 1` evaluations where
     ``memory`` is at least :math:`n`.
 
-    A sample takes plain steps where the least-squares problem cannot be solved, and while its
-    residual is more than twice as long as its shortest so far.
+    A sample takes plain steps where the least-squares problem cannot be solved, while its residual
+    is more than twice as long as its shortest so far, and, if the problem is small, while its
+    residual shrinks by more than half a step anyway.
 
     Attributes:
         memory: How many changes are remembered; as many as variables at most.
@@ -85,7 +88,6 @@ class Anderson(FixedPointSolver):
         value_rows = values.unbind(1)
         transposed = residuals.mT
         gram = z.new_empty(batch, m + 1, m + 1)
-        squared_norm = gram[:, m, m]
         ridges = torch.eye(m + 1, dtype=z.dtype, device=z.device).mul_(ridge).add_(1)
         ridges[m, m] = 2  # keeps the last pivot positive
         # Rows that are not filled yet have zeros in the Gram matrix, and a one on its diagonal.
@@ -93,37 +95,46 @@ class Anderson(FixedPointSolver):
         ones = unfilled.diagonal().unbind()
         ones[m].zero_()
         # More threads than one would wait for each other in every product.
-        quiet = calm if batch * n * m <= SMALL else nullcontext
+        small = batch * n * m <= SMALL
+        quiet = calm if small else nullcontext
 
         fz = f(z)
         g = fz - z
         norm = least = torch.linalg.vector_norm(g, dim=-1)
-        yield Iterate(fz, norm)
+        running = yield Iterate(fz, norm)
         z = fz if beta == 1.0 else z + beta * g
         k = 0
         while True:
             old_fz, fz = fz, f(z)
+            old_g, g = g, fz - z
+            i = k % m
+            torch.sub(g, old_g, out=residual_rows[i])
+            torch.sub(fz, old_fz, out=value_rows[i])
+            if k < m:
+                ones[i].zero_()
+            k += 1
+            old_norm, norm = norm, torch.linalg.vector_norm(g, dim=-1)
+            fast = norm < FAST * old_norm
+            if small and bool((fast | ~running).all()):
+                least = torch.minimum(least, norm)
+                z = fz if beta == 1.0 else z + beta * g
+                running = yield Iterate(fz, norm)
+                continue
             with quiet():
-                old_g, g = g, fz - z
-                i = k % m
-                torch.sub(g, old_g, out=residual_rows[i])
-                torch.sub(fz, old_fz, out=value_rows[i])
                 residual.copy_(g)
-                if k < m:
-                    ones[i].zero_()
                 torch.bmm(residuals, transposed, out=gram)
-                norm = squared_norm.sqrt()
                 # The last row of the factor is the normal equations' forward substitution.
                 L, info = torch.linalg.cholesky_ex(torch.addcmul(unfilled, gram, ridges))
                 gamma = torch.linalg.solve_triangular(
                     L[:, :m, :m], L[:, m:, :m], upper=False, left=False
                 )
                 plain = info.bool() | (norm > LIMIT * least)
+                if small:  # as without the samples that are slower
+                    plain = plain | fast
                 gamma = gamma.masked_fill(plain[:, None, None], 0.0)
                 least = torch.minimum(least, norm)
                 z = torch.baddbmm(fz[:, None], gamma, values, alpha=-1)[:, 0]
                 if beta != 1.0:
                     mixed = torch.baddbmm(g[:, None], gamma, residuals[:, :m], alpha=-1)
                     z -= (1 - beta) * mixed[:, 0]
-                k += 1
-            yield Iterate(fz, norm)
+            running = yield Iterate(fz, norm)
