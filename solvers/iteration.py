@@ -122,9 +122,9 @@ class IterativeSolver:
         iterations = _plain(torch.zeros_like(it.error, dtype=torch.long))
         errors: list[Tensor] = []
         everyone = torch.as_tensor(running)
-        # Without a record to keep, or a look back that is due, little is to do while all is well.
-        bare = not (self.verbose or self.keep_history)
+        recorded = self.verbose or self.keep_history
         for k in range(self.max_iter + 1):
+            looks_back, last = k % self.patience == self.patience - 1, k == self.max_iter
             error = _plain(it.error)
             tolerance = eps_abs + eps_rel * _scale(it.x, it.scale)
             ratio = error / xp.maximum(tolerance, tiny)
@@ -132,13 +132,9 @@ class IterativeSolver:
             better = running & (finite if self.keeps_last else finite & (ratio < best_ratio))
             if on_cpu and better.all():
                 best, best_error, best_value, best_ratio = it.x, error, it.value, ratio
-                if (
-                    bare
-                    and k % self.patience != self.patience - 1
-                    and k < self.max_iter
-                    and (ratio > 1.0).all()
-                ):
-                    iterations = iterations + 1  # all are better, and none is there: as most often
+                # As most often, all are better and none is there: then little is to do.
+                if not (looks_back or last or recorded) and (ratio > 1.0).all():
+                    iterations = iterations + 1
                     it = iterates.send(everyone)
                     continue
             else:
@@ -152,7 +148,7 @@ class IterativeSolver:
             converged = converged | arrived
             lost = lost | (running & xp.isnan(error))
             running = running & ~(arrived | lost)
-            if k % self.patience == self.patience - 1:
+            if looks_back:
                 stuck = best_ratio > LEAST_PROGRESS * before
                 running = running & ~(stuck & (best_ratio <= LOOSE))
                 before = best_ratio
@@ -161,7 +157,7 @@ class IterativeSolver:
             if self.verbose:
                 _print_line(k, running, it)
             checked = on_cpu or k % STEPS_BETWEEN_CHECKS == 0
-            if k == self.max_iter or (checked and not bool(running.any())):
+            if last or (checked and not bool(running.any())):
                 break
             iterations = iterations + running
             it = iterates.send(torch.as_tensor(running))

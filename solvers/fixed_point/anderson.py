@@ -17,7 +17,7 @@ LIMIT = 2.0
 RIDGE_IN_ROUNDINGS = 100.0
 SMALL = 1 << 18  # entries of the memory up to which one thread is enough
 # A residual that shrinks by this factor by itself needs no mixing, where that costs more than f.
-FAST = 0.4
+FAST = 0.5
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Anderson(FixedPointSolver):
     ``memory`` is at least :math:`n`.
 
     A sample takes plain steps where the least-squares problem cannot be solved, while its residual
-    is more than twice as long as its shortest so far, and, if the problem is small, while its
-    residual shrinks by more than half a step anyway.
+    is more than twice as long as its shortest so far, and, if the problem is small, to begin with
+    for as long as each step more than halves its residual anyway.
 
     Attributes:
         memory: How many changes are remembered; as many as variables at most.
@@ -103,7 +103,7 @@ class Anderson(FixedPointSolver):
         norm = least = torch.linalg.vector_norm(g, dim=-1)
         running = yield Iterate(fz, norm)
         z = fz if beta == 1.0 else z + beta * g
-        k = 0
+        k, fast = 0, torch.ones_like(norm, dtype=torch.bool)
         while True:
             old_fz, fz = fz, f(z)
             old_g, g = g, fz - z
@@ -114,7 +114,7 @@ class Anderson(FixedPointSolver):
                 ones[i].zero_()
             k += 1
             old_norm, norm = norm, torch.linalg.vector_norm(g, dim=-1)
-            fast = norm < FAST * old_norm
+            fast = fast & (norm < FAST * old_norm)
             if small and bool((fast | ~running).all()):
                 least = torch.minimum(least, norm)
                 z = fz if beta == 1.0 else z + beta * g

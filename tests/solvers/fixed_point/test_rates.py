@@ -96,7 +96,7 @@ def test_it_is_gmres_on_an_affine_map():
     # theorem 2.2).
     n, steps = 12, 6
     W = 0.9 * torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0]
-    W, u = W @ torch.diag(torch.linspace(0.1, 1, n).double()), torch.randn(1, n).double()
+    W, u = W @ torch.diag(torch.linspace(0.7, 1, n).double()), torch.randn(1, n).double()
     solver = Anderson(memory=n, max_iter=steps + 1, keep_history=True, regularisation=0.0)
     history = solver.solve(lambda z: z @ W.T + u, torch.zeros_like(u)).history[:, 0]
     A, r = torch.eye(n, dtype=torch.float64) - W, u[0]
