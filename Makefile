@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow check lint types doctest docs format bench-qp clean
+.PHONY: help demo test test-slow check lint types doctest docs format bench-qp bench-implicit clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
@@ -14,7 +14,7 @@ BIN    := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
 help:  ## say what the targets do
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-examples  ## train the Sudoku layer, from nothing
 	$(BIN)/python examples/sudoku.py
@@ -48,6 +48,9 @@ docs: $(VENV)/.installed-docs  ## build the documentation, which runs the exampl
 
 bench-qp: $(VENV)/.installed-bench  ## time quadratic programs against the peers
 	$(BIN)/python benchmarks/qp.py
+
+bench-implicit: $(VENV)/.installed-bench  ## time fixed points and minimisation against the peers
+	$(BIN)/python benchmarks/implicit.py
 
 clean:  ## remove the environment and whatever was built
 	rm -rf $(VENV) build dist docs/_build docs/auto_examples docs/sg_execution_times.rst

@@ -20,8 +20,8 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinx-mathjax-offline",  # formulas need no network
 ]
-# The table is included by benchmarks.md.
-exclude_patterns = ["_build", "auto_examples/GALLERY_HEADER.rst", "benchmarks_table.md"]
+# Tables are included by the pages about benchmarks.
+exclude_patterns = ["_build", "auto_examples/GALLERY_HEADER.rst", "*benchmarks_table.md"]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 

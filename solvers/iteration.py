@@ -18,7 +18,7 @@ from .solution import Solution, Status
 # Tolerances where none are given: what a well-conditioned problem reaches in this precision.
 DEFAULT_EPS = {torch.float64: 1e-10, torch.float32: 1e-6, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 # A sample that no longer improves counts as solved, inaccurately, within this many tolerances.
-LOOSE = 1000.0
+LOOSE = 100.0
 # Improvement by less than this factor while patience lasts, near the tolerance, is none: rounding.
 LEAST_PROGRESS = 0.99
 STEPS_BETWEEN_CHECKS = 8  # where asking makes a device wait for the host

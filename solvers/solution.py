@@ -31,7 +31,7 @@ _MESSAGES = {
     Status.MAX_ITERATIONS: "stopped at max_iter",
     Status.PRIMAL_INFEASIBLE: "no point satisfies the constraints",
     Status.DUAL_INFEASIBLE: "the objective has no lower bound on the constraints",
-    Status.NUMERICAL_ERROR: "data are not finite, P is not semidefinite, or rounding won",
+    Status.NUMERICAL_ERROR: "data are not finite, a matrix is indefinite, or rounding won",
 }
 
 

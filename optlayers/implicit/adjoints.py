@@ -17,7 +17,7 @@ from torch.func import vmap
 
 from solvers._threads import calm
 from solvers.derivatives import jacobian_product, value_and_jacobian
-from solvers.fixed_point import FixedPointSolver
+from solvers.fixed_point import Anderson, FixedPointSolver
 from solvers.solution import Solution, SolverError, Status
 
 from ..failure import OnFailure, warn
@@ -207,24 +207,30 @@ class FixedPoint(Adjoint):
     as fast as forward did.
 
     Attributes:
-        solver: By default Anderson acceleration.
+        solver: By default the one that forward had, with its tolerances (relative to the
+            cotangents), or Anderson acceleration if that was no fixed-point solver.
     """
 
     solver: FixedPointSolver | None = None
 
     def solve(self, system: Linearised, v: Tensor) -> tuple[Tensor, Tensor]:
         """Solve for all columns at once."""
-        from solvers.fixed_point import Anderson
-
-        solver = Anderson() if self.solver is None else self.solver
+        solver = self.solver
+        if solver is None:
+            forward = getattr(system.kind, "solver", None)
+            solver = forward if isinstance(forward, FixedPointSolver) else Anderson()
         product, n = system.product(), v.shape[-1]
-        flat = v.reshape(-1, n)
+        # Cotangents of any size become ones of length one, which tolerances are meant for.
+        size = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+        size = torch.where(size > 0, size, 1.0)
+        flat = (v / size).reshape(-1, n)
 
         def step(u: Tensor) -> Tensor:
             return u - product(u.reshape(v.shape)).reshape(-1, n) + flat
 
-        u = solver.find(step, flat).x.reshape(v.shape)
-        return judged(system, u, relative(v - product(u), v))
+        u = solver.find(step, flat).x.reshape(v.shape) * size
+        asked = 10.0 * ((solver.eps_abs or 0.0) + (solver.eps_rel or 0.0))
+        return judged(system, u, relative(v - product(u), v), asked)
 
 
 @dataclass(frozen=True)
@@ -317,14 +323,23 @@ def relative(residual: Tensor, v: Tensor) -> Tensor:
     return torch.where(size > 0, norm / torch.where(size > 0, size, 1.0), norm)
 
 
-def judged(system: Linearised, u: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+def judged(
+    system: Linearised, u: Tensor, residual: Tensor, asked: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Say what is wrong with a solution, and let nothing wrong pass for a derivative.
+
+    Args:
+        system: That was solved.
+        u: The solution ``(columns, B, n)``.
+        residual: Relative residuals ``(columns, B)``.
+        asked: A residual that the user asked for, which needs no word.
 
     Raises:
         SolverError: Where the policy is to raise and a sample's system has no solution.
     """
     worst = float(residual.max()) if residual.numel() else 0.0  # NaN if there is one
-    if worst <= INACCURATE.get(u.dtype, 1e-1):
+    accepted = max(INACCURATE.get(u.dtype, 1e-1), asked)
+    if worst <= accepted:
         return u, residual
     failed = ~(residual <= NO_SOLUTION)
     where = system.kind.where
@@ -347,7 +362,7 @@ def judged(system: Linearised, u: Tensor, residual: Tensor) -> tuple[Tensor, Ten
             warn(f"{text}. They are left out of the gradient.")
         u = torch.where(failed[..., None], 0.0, u)
         worst = float(residual[~failed].max()) if bool((~failed).any()) else 0.0
-    if worst > INACCURATE.get(u.dtype, 1e-1) and system.on_failure != "ignore":
+    if worst > accepted and system.on_failure != "ignore":
         warn(
             f"{where}: the linear system of the derivatives is solved to a relative residual of "
             f"{worst:.1e} only; gradients are as inaccurate. Solve forward more accurately, or use "

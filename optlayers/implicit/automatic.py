@@ -8,7 +8,8 @@ from .adjoints import Adjoint, Dense, FixedPoint, Iterative, Linearised
 
 # Unknowns of a sample up to which its Jacobian is formed, and entries of all Jacobians together.
 SIDE, ENTRIES = 512, 1 << 24
-CONTRACTING_SIDE = 64
+# The same where iterating is cheap.
+CONTRACTING_SIDE, CONTRACTING_ENTRIES = 64, 1 << 15
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,10 @@ class Automatic(Adjoint):
     def solve(self, system: Linearised, v: Tensor) -> tuple[Tensor, Tensor]:
         """Let the one or the other solve."""
         batch, n = system.x.shape
-        side = CONTRACTING_SIDE if self.contracts else SIDE
-        if n <= side and batch * n * n <= ENTRIES:
+        side, entries = SIDE, ENTRIES
+        if self.contracts:
+            side, entries = CONTRACTING_SIDE, CONTRACTING_ENTRIES
+        if n <= side and batch * n * n <= entries:
             return Dense().solve(system, v)
         iterative = FixedPoint() if self.contracts else Iterative()
         return iterative.solve(system, v)
