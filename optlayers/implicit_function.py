@@ -291,9 +291,9 @@ def implicit_function(
     Returns:
         A function of the parameters, as ``solve`` takes them, that returns a :class:`Solution`, or
         with ``has_aux`` a pair. If the solver gave no status, it is judged by the norm of the
-        conditions: up to 1e-6 (1 + |x|) in float64, 1e-4 in float32, a sample counts as solved.
-        Under ``torch.compile``, call it once beforehand: only the solver knows the shape of
-        :math:`x`.
+        conditions: a sample counts as solved up to :math:`10^{-6} (1 + \|x\|)` in float64,
+        :math:`10^{-4} (1 + \|x\|)` in float32. Under ``torch.compile``, call it once beforehand:
+        only the solver knows the shape of :math:`x`.
 
     Raises:
         SolverError: If a sample does not satisfy the conditions, or they are singular in backward.

@@ -49,7 +49,7 @@ class GradientDescent(MinimizeSolver):
         *Adaptive restart for accelerated gradient schemes*, Found. Comput. Math. 15 (2015), section
         3; Barzilai and Borwein, *Two-point step size gradient methods*, IMA J. Numer. Anal. 8
         (1988); Zhang and Hager, *A nonmonotone line search technique and its application to
-    unconstrained optimization*, SIAM J. Optim. 14 (2004).
+        unconstrained optimization*, SIAM J. Optim. 14 (2004).
 
     Example:
         >>> import torch
