@@ -107,12 +107,14 @@ class Solution:
 _NAMES = [field.name for field in fields(Solution)]
 
 
-def _flatten(solution: Solution) -> tuple[list[Any], None]:
-    return [getattr(solution, name) for name in _NAMES], None
+# Only what is there counts: vmap would refuse None as an output.
+def _flatten(solution: Solution) -> tuple[list[Any], tuple[str, ...]]:
+    names = tuple(name for name in _NAMES if getattr(solution, name) is not None)
+    return [getattr(solution, name) for name in names], names
 
 
-def _unflatten(values: Any, _context: None) -> Solution:
-    return Solution(*values)
+def _unflatten(values: Any, names: tuple[str, ...]) -> Solution:
+    return Solution(**(dict.fromkeys(_NAMES) | dict(zip(names, values, strict=True))))  # type: ignore[arg-type]
 
 
 pytree.register_pytree_node(

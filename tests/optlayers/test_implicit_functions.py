@@ -178,6 +178,14 @@ def test_an_element_is_as_it_is_alone():
         assert together.iterations[i] == alone.iterations[0]
 
 
+def test_vmap_returns_a_solution():
+    c = draw(3, 2)
+    solution = torch.func.vmap(lambda c: ol.root(cubic, torch.zeros_like(c), c, batch_ndim=1))(c)
+    assert solution.status.shape == (3, 2)
+    assert solution.y is None
+    torch.testing.assert_close(cubic(solution.x, c), torch.zeros_like(c))
+
+
 # --- failures -------------------------------------------------------------------------------------
 
 
