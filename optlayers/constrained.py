@@ -80,6 +80,10 @@ class Constrained(Kind):
                 total = total + (product.flatten(ndim).sum(-1) if z.ndim > ndim else product)
         return total
 
+    def number(self, x: Any, *params: Any) -> Tensor:
+        """The loss."""
+        return self.loss(x["x"], *params[2:])
+
     def find(self, on_flat: OnFlat, x0: Tensor) -> Run:
         """By the solver, then by Newton's method on the conditions, which gives the last digits."""
         from .minimize import clamp
@@ -108,6 +112,11 @@ class Constrained(Kind):
         ends = {}
         if self.bounded:
             ends = {"lower": bound(-torch.inf), "upper": bound(torch.inf)}
+        if self.bounded and bool((ends["lower"] > ends["upper"]).any()):
+            raise ValueError(
+                "minimize: lower bounds must not exceed upper ones; got some that do. Did you swap "
+                "the two?"
+            )
         rough = solver.solve(
             on_point(self.loss, scalar=True),
             start,

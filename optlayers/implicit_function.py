@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, ClassVar
-from weakref import WeakValueDictionary
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -48,22 +48,25 @@ NOT_YET_CALLED = (
 )
 
 
+Shapes = tuple[tuple[int, ...], ...]
+
+
 class Memory:  # kept alive by those who use it, and found by number by the compiler
-    """What only the solver's answers tell.
+    """What only the solver's answers tell, by the shapes of the inputs that gave them.
 
     Attributes:
-        unknowns: Structure of the last solution.
+        unknowns: Structure of the solution.
         aux: Structure of what came with it.
         outputs: Shapes and types of all outputs, by the shapes of the inputs that gave them.
     """
 
     def __init__(self) -> None:
-        self.unknowns: Unknowns | None = None
-        self.aux: Arguments | None = None
-        self.outputs: dict[tuple[torch.Size, ...], list[tuple[torch.Size, torch.dtype]]] = {}
+        self.unknowns: dict[Shapes, Unknowns] = {}
+        self.aux: dict[Shapes, Arguments] = {}
+        self.outputs: dict[Shapes, list[tuple[torch.Size, torch.dtype]]] = {}
 
 
-_memories: WeakValueDictionary[int, Memory] = WeakValueDictionary()
+_memories: dict[int, Memory] = {}
 _numbers = count()
 
 
@@ -73,10 +76,12 @@ class Answers:
 
     Attributes:
         number: Of the memory. The compiler takes numbers, and no objects.
+        inputs: Shapes of the inputs.
         memory: What is known.
     """
 
     number: int
+    inputs: Shapes
     memory: Memory = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -95,7 +100,7 @@ class Answers:
 
     @property
     def _unknowns(self) -> Unknowns:
-        unknowns = self.memory.unknowns
+        unknowns = self.memory.unknowns.get(self.inputs)
         if unknowns is None:
             raise NotImplementedError(NOT_YET_CALLED)
         return unknowns
@@ -176,7 +181,7 @@ class SolvedByUser(Conditions):
         aux: list[Tensor] = []
         if self.has_aux:
             found, rest = found
-            aux, self.answers.memory.aux = take_apart(rest)
+            aux, self.answers.memory.aux[self.answers.inputs] = take_apart(rest)
         numbers: list[Tensor | None] = [None, None]
         if isinstance(found, Solution):
             numbers = [found.status, found.iterations]
@@ -190,7 +195,8 @@ class SolvedByUser(Conditions):
 
         tree = pytree.tree_map(as_tensor, found)
         ndim = self.batch_ndim - len(self.levels)
-        self.answers.memory.unknowns, leaves = Unknowns.of(self.kind.where, tree, ndim)
+        unknowns, leaves = Unknowns.of(self.kind.where, tree, ndim)
+        self.answers.memory.unknowns[self.answers.inputs] = unknowns
         return leaves, numbers, [t.detach() for t in aux]
 
     def fake(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
@@ -228,37 +234,38 @@ class ImplicitFunction:
         self.solve, self.conditions = solve, conditions
         self.adjoint, self.has_aux = adjoint, has_aux
         self.batch_ndim, self.on_failure = batch_ndim, on_failure
-        number = next(_numbers)
-        self.memory = _memories[number] = Memory()
-        self.answers = Answers(number)
+        self.number = next(_numbers)
+        self.memory = _memories[self.number] = Memory()
+        finalize(self, _memories.pop, self.number, None)  # graphs of earlier calls keep their own
 
     def __call__(self, *params: Any) -> Any:
         """Solve; a :class:`Solution`, or a pair of one and the auxiliary output."""
         tensors, arguments = take_apart(params)
+        answers = Answers(self.number, tuple([tuple(t.shape) for t in tensors]))
         problem = SolvedByUser(
             Given(self.conditions),
-            self.answers,  # type: ignore[arg-type]
+            answers,  # type: ignore[arg-type]
             arguments,
             self.batch_ndim,
             self.adjoint,
             self.on_failure,
             solver=self.solve,
             has_aux=self.has_aux,
-            answers=self.answers,
+            answers=answers,
+            watched=torch.is_grad_enabled(),
         )
         outputs = solve_implicitly(problem, *tensors)
         problem.check_transformed(outputs[: problem.differentiable], tensors)
-        leaves = len(self.answers.shapes)
+        leaves = len(answers.shapes)
         found = list(outputs[:leaves])
         status, iterations, error = outputs[leaves : leaves + 3]
         if self.on_failure != "raise":
             found = [paint(t, status <= int(Status.SOLVED_INACCURATE)) for t in found]
-        x = self.answers.spec.unflatten(found)
+        x = answers.spec.unflatten(found)
         solution = Solution(x, status, iterations, dual_residual=error)
         if not self.has_aux:
             return solution
-        assert self.memory.aux is not None
-        return solution, self.memory.aux.plain(outputs[leaves + 3 :])
+        return solution, self.memory.aux[answers.inputs].plain(outputs[leaves + 3 :])
 
 
 def implicit_function(

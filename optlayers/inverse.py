@@ -9,11 +9,14 @@ from torch import Tensor
 
 from solvers.iteration import Run
 from solvers.root import Bisection, Newton
-from solvers.solution import Solution
+from solvers.solution import Solution, Status
 
 from .failure import OnFailure
 from .implicit.adjoints import Adjoint, Dense, Unrolled
 from .implicit.conditions import Kind, OnFlat, called, find
+
+# What may be left of a value that is taken, relative to the ends of the bracket.
+JUMP = 1e-3
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,14 @@ class Preimages(Kind):
             return on_flat(like_x)(x0)
 
         solver = Bisection() if self.solver is None else self.solver
-        found: Run = solver.find(on_flat(self.residual), end(0), end(1))
-        return found._replace(kept=())
+        function, lower, upper = on_flat(self.residual), end(0), end(1)
+        found: Run = solver.find(function, lower, upper)
+        # A jump or a pole changes its sign like a value that is taken, but stays away from zero.
+        left = torch.linalg.vector_norm(function(found.x), dim=-1)
+        ends = [torch.linalg.vector_norm(function(t), dim=-1) for t in (lower, upper)]
+        missed = ~(left <= JUMP * torch.maximum(*ends)) & (found.status <= Status.SOLVED_INACCURATE)
+        status = found.status.masked_fill(missed, Status.NUMERICAL_ERROR)
+        return found._replace(kept=(), status=status)
 
 
 def inverse(

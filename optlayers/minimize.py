@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad, vjp
 from torch.utils import _pytree as pytree
 
 from solvers.iteration import Run
@@ -18,10 +18,12 @@ from .constrained import minimize_constrained
 from .failure import OnFailure
 from .implicit.adjoints import Adjoint, Unrolled
 from .implicit.automatic import Automatic
-from .implicit.conditions import Kind, OnFlat, called, find
+from .implicit.conditions import Kind, OnFlat, called, find, in_order_of
 
 # Variables up to which Newton's method forms Hessians by default.
 DENSE_SIDE = 256
+# Products with the Hessian that estimate its largest eigenvalue; its order is enough.
+CURVATURE_PRODUCTS = 3
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,36 @@ class Loss:
     def gradient(self, x: Any, *params: Any) -> Any:
         """Gradients of all samples, of the structure of ``x``."""
         return grad(lambda x: self(x, *params).sum())(x)
+
+    def gradient_and_step(self, x: Any, *params: Any) -> tuple[Any, Tensor]:
+        """Gradients, and step sizes ``(*batch)`` that suit the curvature, as constants.
+
+        Conditions that hold for a step of any size do not change with it: it needs no derivative.
+        """
+        g, *rest = vjp(lambda x: self.gradient(x, *params), x)
+        v = pytree.tree_map(torch.ones_like, x)
+        for _ in range(CURVATURE_PRODUCTS):
+            v = rest[0](each(torch.div, v, self._per_sample(x, self._norm(v))))[0]
+        curvature = self._norm(v).detach()
+        return g, torch.where(curvature > 0, 1 / torch.where(curvature > 0, curvature, 1.0), 1.0)
+
+    def _norm(self, v: Any) -> Tensor:
+        ndim = self.batch_ndim
+        leaves = [
+            t.reshape((*t.shape[:ndim], t.shape[ndim:].numel())) for t in pytree.tree_leaves(v)
+        ]
+        norm: Tensor = torch.linalg.vector_norm(torch.cat(leaves, -1), dim=-1)
+        return norm
+
+    def _per_sample(self, x: Any, t: Tensor) -> Any:
+        """One number a sample, to be combined with all leaves."""
+        t = torch.where(t > 0, t, 1.0)
+        return pytree.tree_map(lambda leaf: t.reshape((*t.shape, *[1] * (leaf.ndim - t.ndim))), x)
+
+
+def _descend(step: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """A gradient step of each sample's own size."""
+    return lambda x, g: x - step.reshape((*step.shape, *[1] * (x.ndim - step.ndim))) * g
 
 
 @dataclass(frozen=True)
@@ -88,7 +120,8 @@ class Free(Kind):
 class OnSet(Kind):
     r"""Minima on a convex set :math:`C(\theta)`: fixed points of a projected gradient step.
 
-    Any positive step size gives the same points and the same derivatives; one is as good as any.
+    Any positive step size gives the same points and the same derivatives; but a step that is long
+    for the curvature would turn errors of the point into errors of where it lies on the set.
     """
 
     loss: Loss
@@ -99,9 +132,9 @@ class OnSet(Kind):
     has_value: ClassVar[bool] = True
 
     def _step(self, x: Any, *params: Any) -> tuple[Any, Any]:
-        g = self.loss.gradient(x, *params)
-        moved = self.projection(pytree.tree_map(torch.sub, x, g), *params)
-        return g, pytree.tree_map(torch.sub, x, moved)
+        g, step = self.loss.gradient_and_step(x, *params)
+        moved = self.projection(pytree.tree_map(_descend(step), x, g), *params)
+        return g, each(torch.sub, x, moved)
 
     def residual(self, x: Any, *params: Any) -> Any:
         """What a projected gradient step would change."""
@@ -110,15 +143,19 @@ class OnSet(Kind):
     def value(self, x: Any, *params: Any) -> Tensor:
         r"""The loss, corrected such that its derivatives know of the set.
 
-        :math:`f(x) - \langle \nabla f, x - P(x - \nabla f)\rangle`: the second term is zero, and so
-        is all of its derivative but that of :math:`P` in the parameters of the set, which is what
-        the multipliers say about them.
+        :math:`f(x) - \langle \nabla f, x - P(x - s \nabla f)\rangle`: the second term is zero, and
+        so is all of its derivative but that of :math:`P` in the parameters of the set, which is
+        what the multipliers say about them.
         """
         g, rest = self._step(x, *params)
         ndim = self.loss.batch_ndim
         pairs = zip(pytree.tree_leaves(g), pytree.tree_leaves(rest), strict=True)
         products = [(a * b).flatten(ndim).sum(-1) if a.ndim > ndim else a * b for a, b in pairs]
         return self.loss(x, *params) - torch.stack(products).sum(0)
+
+    def number(self, x: Any, *params: Any) -> Tensor:
+        """The loss."""
+        return self.loss(x, *params)
 
     def find(self, on_flat: OnFlat, x0: Tensor) -> Run:
         """By projected gradients, unless told otherwise."""
@@ -145,6 +182,11 @@ class InBox(OnSet):
 
         solver = LBFGSB() if self.solver is None else self.solver
         ends = bound(0, -torch.inf), bound(1, torch.inf)
+        if bool((ends[0] > ends[1]).any()):
+            raise ValueError(
+                "minimize: lower bounds must not exceed upper ones; got "
+                f"{int((ends[0] > ends[1]).sum())} that do. Did you swap the two?"
+            )
         run: Run = solver.find(on_flat(self.loss, scalar=True), x0, *ends)
         return run._replace(kept=())
 
@@ -161,9 +203,14 @@ def clamp(x: Any, lb: Any, ub: Any, *params: Any) -> Any:
 def each(function: Callable[[Tensor, Any], Tensor], x: Any, bound: Any) -> Any:
     """Apply a function to all leaves of ``x``, with the same bound or with one each."""
     leaves, spec = pytree.tree_flatten(x)
-    bounds = pytree.tree_leaves(bound)
+    bounds = in_order_of(spec, bound)
     if len(bounds) == 1:
         bounds = bounds * len(leaves)
+    if len(bounds) != len(leaves):
+        raise ValueError(
+            f"minimize: a bound must be None, a number, a tensor, or of the structure of x0; got "
+            f"{len(bounds)} parts for {len(leaves)} tensors. Make a tensor of a list of numbers."
+        )
     return spec.unflatten([function(t, b) for t, b in zip(leaves, bounds, strict=True)])
 
 
@@ -178,11 +225,13 @@ class WithPenalty(Kind):
     where: ClassVar[str] = "minimize"
 
     def residual(self, x: Any, *params: Any) -> Any:
-        """What a proximal gradient step of size one would change."""
-        g = self.loss.gradient(x, *params)
-        moved = pytree.tree_map(torch.sub, x, g)
-        one = torch.ones((), dtype=pytree.tree_leaves(x)[0].dtype)
-        return pytree.tree_map(torch.sub, x, self.proximal(moved, one, *params))
+        """What a proximal gradient step would change."""
+        g, step = self.loss.gradient_and_step(x, *params)
+        moved = pytree.tree_map(_descend(step), x, g)
+        core = pytree.tree_leaves(x)[0].ndim - step.ndim
+        return each(
+            torch.sub, x, self.proximal(moved, step.reshape((*step.shape, *[1] * core)), *params)
+        )
 
     def find(self, on_flat: OnFlat, x0: Tensor) -> Run:
         """By proximal gradients, unless told otherwise."""

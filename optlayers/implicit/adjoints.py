@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Relative residuals from which an adjoint is inaccurate, and from which it is no solution at all.
 INACCURATE = {torch.float64: 1e-6, torch.float32: 1e-3}
 NO_SOLUTION = 0.1
+# A Newton step is short relative to this if the solution is zero.
+NEARBY = {torch.float64: 1e-4, torch.float32: 1e-2}
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ class Dense(Adjoint):
         # A Newton step tells how far the point may be from the solution.
         step = -solve(value[None], system.transposed)[0]
         residual = relative(v - system.product(step.nan_to_num(0.0))(u), v)
-        return judged(system, u, residual)
+        length, size = (torch.linalg.vector_norm(t, dim=-1) for t in (step, system.x))
+        far = length / (size + NEARBY[v.dtype])
+        return judged(system, v, u, torch.maximum(residual, far))
 
 
 def _by_lu(M: Tensor) -> Callable[[Tensor, bool], Tensor]:
@@ -196,7 +200,7 @@ class Iterative(Adjoint):
             preconditioner = on_all(over_columns(preconditioner))
         run = solver.find(operator, v.reshape(-1, n), preconditioner=preconditioner)
         u = run.x.reshape(v.shape)
-        return judged(system, u, relative(v - product(u), v))
+        return judged(system, v, u, relative(v - product(u), v))
 
 
 @dataclass(frozen=True)
@@ -230,7 +234,7 @@ class FixedPoint(Adjoint):
 
         u = solver.find(step, flat).x.reshape(v.shape) * size
         asked = 10.0 * ((solver.eps_abs or 0.0) + (solver.eps_rel or 0.0))
-        return judged(system, u, relative(v - product(u), v), asked)
+        return judged(system, v, u, relative(v - product(u), v), asked)
 
 
 @dataclass(frozen=True)
@@ -324,12 +328,13 @@ def relative(residual: Tensor, v: Tensor) -> Tensor:
 
 
 def judged(
-    system: Linearised, u: Tensor, residual: Tensor, asked: float = 0.0
+    system: Linearised, v: Tensor, u: Tensor, residual: Tensor, asked: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Say what is wrong with a solution, and let nothing wrong pass for a derivative.
 
     Args:
         system: That was solved.
+        v: The right-hand side ``(columns, B, n)``; where it is zero there is nothing to be wrong.
         u: The solution ``(columns, B, n)``.
         residual: Relative residuals ``(columns, B)``.
         asked: A residual that the user asked for, which needs no word.
@@ -337,6 +342,10 @@ def judged(
     Raises:
         SolverError: Where the policy is to raise and a sample's system has no solution.
     """
+    idle = (v == 0).all(-1)
+    if bool(idle.any()):
+        u = torch.where(idle[..., None], 0.0, u)
+        residual = torch.where(idle, 0.0, residual)
     worst = float(residual.max()) if residual.numel() else 0.0  # NaN if there is one
     accepted = max(INACCURATE.get(u.dtype, 1e-1), asked)
     if worst <= accepted:
@@ -347,9 +356,10 @@ def judged(
         samples = torch.nonzero(failed.any(0)).reshape(-1).tolist()
         which = ", ".join(map(str, samples[:5])) + (", ..." if len(samples) > 5 else "")
         text = (
-            f"{where}: the Jacobian of the conditions is singular, or the solution too inaccurate, "
-            f"at {len(samples)} of {failed.shape[1]} samples ({which}): its linear system is left "
-            f"with a relative residual of {worst:.1e}, so there are no derivatives"
+            f"{where}: the Jacobian of the conditions is singular, the solution too inaccurate, or "
+            f"something that the function captures has changed since, at {len(samples)} of "
+            f"{failed.shape[1]} samples ({which}): the linear system of the derivatives is left "
+            f"with a relative residual of {worst:.1e}, so there are none"
         )
         if system.on_failure == "raise":
             status = torch.where(failed.any(0), Status.NUMERICAL_ERROR, Status.SOLVED)

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
+from threading import Lock, RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -73,16 +75,33 @@ class _Module:
     @contextmanager
     def holding(self, tensors: Sequence[Tensor]) -> Iterator[None]:
         mine = tensors[self.first : self.first + len(self.names)]
-        own = dict(self.module.named_parameters())
-        if all(own[name] is t for name, t in zip(self.names, mine, strict=True)):
-            yield
-            return
-        with _reparametrize_module(self.module, dict(zip(self.names, mine, strict=True))):
-            yield
+        with lock_of(self.module):
+            own = dict(self.module.named_parameters())
+            if all(own[name] is t for name, t in zip(self.names, mine, strict=True)):
+                yield
+                return
+            given = dict(zip(self.names, mine, strict=True))
+            with _reparametrize_module(self.module, given, tie_weights=True):
+                yield
+
+
+# While a module holds other tensors nobody else may look at it, or put in tensors of his own.
+_locks: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
+_making = Lock()
+
+
+def lock_of(module: nn.Module) -> RLock:
+    """The lock of a module, the same for all threads."""
+    with _making:
+        return _locks.setdefault(module, RLock())
 
 
 def take_apart(arguments: Any) -> tuple[list[Tensor], Arguments]:
-    """The tensors of a pytree, the parameters of modules in it included, and the rest."""
+    """The tensors of a pytree, the parameters of modules in it included, and the rest.
+
+    Raises:
+        TypeError: If a tensor is complex.
+    """
     leaves, spec = pytree.tree_flatten(arguments, is_leaf=lambda t: isinstance(t, nn.Module))
     tensors: list[Tensor] = []
     kinds: list[_Tensor | _Module | _Constant] = []
@@ -91,11 +110,17 @@ def take_apart(arguments: Any) -> tuple[list[Tensor], Arguments]:
             kinds.append(_Tensor(len(tensors)))
             tensors.append(leaf)
         elif isinstance(leaf, nn.Module):
-            named = dict(leaf.named_parameters())
+            with lock_of(leaf):
+                named = dict(leaf.named_parameters())
             kinds.append(_Module(leaf, tuple(named), len(tensors)))
             tensors.extend(named.values())
         else:
             kinds.append(_Constant(leaf))
+    if any(t.is_complex() for t in tensors):
+        raise TypeError(
+            "optlayers: parameters must be real, as derivatives of complex ones are not supported; "
+            "got a complex tensor. Pass torch.view_as_real(t), and put it together inside."
+        )
     return tensors, Arguments(spec, tuple(kinds))
 
 

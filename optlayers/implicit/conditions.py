@@ -60,6 +60,10 @@ class Kind(ABC):
         """The Lagrangian ``(*batch)``: at the solution, its derivatives are the optimal value's."""
         raise NotImplementedError
 
+    def number(self, x: Any, *params: Any) -> Tensor:
+        """The value without the terms that are zero, but for rounding."""
+        return self.value(x, *params)
+
     @abstractmethod
     def find(self, on_flat: OnFlat, x0: Tensor) -> Run:
         """Find a solution for every row of ``x0`` ``(B, n)``.
@@ -93,11 +97,11 @@ class Unknowns:
         if not leaves:
             raise ValueError(f"{where}: x0 must hold at least one tensor; got {x0!r}.")
         for leaf in leaves:
-            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            if not isinstance(leaf, Tensor) or leaf.dtype not in (torch.float32, torch.float64):
                 what = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise TypeError(
-                    f"{where}: x0 must be a floating-point tensor or a pytree of them; got {what}. "
-                    "Convert it, for example with .double()."
+                    f"{where}: x0 must be a tensor of float32 or float64, or a pytree of them; got "
+                    f"{what}. Convert it, for example with .double()."
                 )
         batches = {leaf.shape[:batch_ndim] for leaf in leaves}
         if len(batches) > 1 or min(leaf.ndim for leaf in leaves) < batch_ndim:
@@ -136,6 +140,7 @@ class Conditions:
         on_failure: What happens to samples that are not solved.
         levels: For each ``vmap`` around the problem, outermost first, which of the tensors have its
             dimension, in front; ``x`` always has it.
+        watched: Whether gradients are wanted, so that one that would be lost is an error.
     """
 
     kind: Kind
@@ -145,6 +150,7 @@ class Conditions:
     adjoint: Adjoint
     on_failure: OnFailure = "raise"
     levels: tuple[tuple[int | None, ...], ...] = field(default=())
+    watched: bool = True
 
     @property
     def starts(self) -> int:
@@ -172,7 +178,7 @@ class Conditions:
             if spec.is_leaf():
                 result = function(leaves[0], *sized, *values)
                 return [result] if isinstance(result, Tensor) else pytree.tree_leaves(result)
-            return pytree.tree_leaves(function(spec.unflatten(leaves), *sized, *values))
+            return in_order_of(spec, function(spec.unflatten(leaves), *sized, *values))
 
         def on_flat(function: Callable[..., Any], *, scalar: bool = False) -> Callable[..., Tensor]:
             if self.levels:
@@ -230,7 +236,7 @@ class Conditions:
             batch, size = x0.shape[:-1], x0.shape[-1]
             flat = x0.reshape(batch.numel(), size)
             with self.flat_functions(batch, tensors) as on_flat:
-                run = self.kind.find(on_flat, flat)
+                run = self.kind.find(on_flat, flat) if size else _nothing_to_find(flat)
             value = None
             failed = run.status > Status.SOLVED_INACCURATE
             if bool(failed.any()):
@@ -239,7 +245,8 @@ class Conditions:
                 run = run._replace(x=torch.where(failed[:, None], flat, run.x))
             x = run.x.reshape(*batch, size)
             if self.kind.has_value:
-                value = self.lagrangian(x, *tensors)
+                with self.flat_functions(batch, tensors) as on_flat:
+                    value = on_flat(self.kind.number, scalar=True)(x)
         found = [leaf.clone() for leaf in unravel(x, batch, self.unknowns.shapes)]
         numbers = [t.reshape(batch) for t in (run.status, run.iterations, run.error)]
         kept = [t.reshape((*batch, *t.shape[1:])) for t in run.kept]
@@ -256,23 +263,37 @@ class Conditions:
             return  # was done before it was mapped, or is a tangent of what was
         x = self.unknowns.spec.unflatten([leaf.detach() for leaf in leaves])
         with torch.enable_grad(), self.arguments.bound([t.detach() for t in tensors]) as values:
+            before = [leaf._version for leaf in pytree.tree_leaves(x)]
             got = self.kind.residual(x, *values)
-        residuals, spec = pytree.tree_flatten(got)
+            value = self.kind.value(x, *values) if self.kind.has_value else None
+        if [leaf._version for leaf in pytree.tree_leaves(x)] != before:
+            raise RuntimeError(
+                f"{self.kind.where}: the function must not change its argument; got one that "
+                "writes into x. Work on x.clone(), or without operations in place."
+            )
+        residuals = self._leaves_like(leaves, got)
+        if residuals and residuals[0].dtype != leaves[0].dtype:
+            raise TypeError(
+                f"{self.kind.where}: the function must return the dtype of x0, {leaves[0].dtype}; "
+                f"got {residuals[0].dtype}. Convert x0 or the parameters."
+            )
+        if self.watched and any(
+            t.requires_grad for t in (*residuals, *([] if value is None else [value]))
+        ):
+            raise RuntimeError(f"{self.kind.where}: {CAPTURED}")
+
+    def _leaves_like(self, leaves: Sequence[Tensor], got: Any) -> list[Tensor]:
+        """The leaves of what a function returned, in the order of ``x`` and of its shapes."""
         wanted = [tuple(leaf.shape) for leaf in leaves]
+        residuals = in_order_of(self.unknowns.spec, got)
         shapes = [tuple(t.shape) if isinstance(t, Tensor) else t for t in residuals]
-        if spec != self.unknowns.spec or shapes != wanted:
+        if shapes != wanted or not _matches(self.unknowns.spec, got):
             raise ValueError(
                 f"{self.kind.where}: the function must return what has the structure and shapes of "
                 f"x0, {wanted}; got {shapes}. It gets all samples at once, with their batch "
                 "dimensions in front."
             )
-        if residuals[0].dtype != leaves[0].dtype:
-            raise TypeError(
-                f"{self.kind.where}: the function must return the dtype of x0, {leaves[0].dtype}; "
-                f"got {residuals[0].dtype}. Convert x0 or the parameters."
-            )
-        if any(t.requires_grad for t in residuals):
-            raise RuntimeError(f"{self.kind.where}: {CAPTURED}")
+        return residuals
 
     def check_transformed(self, leaves: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         """Refuse what is captured from around a transform, which nobody sees from within.
@@ -295,7 +316,11 @@ class Conditions:
 
         x = self.unknowns.spec.unflatten([constant(t) for t in leaves])
         with torch.enable_grad(), self.arguments.bound([constant(t) for t in tensors]) as values:
-            got = pytree.tree_leaves(self.kind.residual(x, *values))
+            got = self._leaves_like(leaves, self.kind.residual(x, *values))
+            if self.kind.has_value:
+                got.append(self.kind.value(x, *values))
+        if not self.watched:
+            return
         for t in got:
             inner = t
             captured = forward_ad.unpack_dual(t).tangent is not None
@@ -490,6 +515,29 @@ class Conditions:
         return replace(self, batch_ndim=self.batch_ndim + 1, levels=(level, *self.levels)), moved
 
 
+def in_order_of(spec: pytree.TreeSpec, tree: Any) -> list[Any]:
+    """The leaves of a tree in the order of a structure, whose dictionaries may differ in theirs."""
+    leaves, own = pytree.tree_flatten(tree)
+    if own == spec or not _matches(spec, tree):
+        return leaves
+    return spec.flatten_up_to(tree)
+
+
+def _matches(spec: pytree.TreeSpec, tree: Any) -> bool:
+    if pytree.tree_structure(tree) == spec:
+        return True
+    try:
+        return all(isinstance(t, Tensor) for t in spec.flatten_up_to(tree))
+    except (ValueError, TypeError):
+        return False
+
+
+def _nothing_to_find(x: Tensor) -> Run:
+    """The solution of problems without unknowns."""
+    zeros = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    return Run(x, zeros, zeros, zeros.to(x), None, (), None)
+
+
 def _put(
     tensors: Sequence[Tensor], chosen: Sequence[int], values: Sequence[Tensor]
 ) -> list[Tensor]:
@@ -526,14 +574,22 @@ def find(
     unknowns, leaves = Unknowns.of(kind.where, x0, batch_ndim)
     tensors, arguments = take_apart(params)
     implicit = OneStep() if isinstance(adjoint, Unrolled) else adjoint
-    problem = Conditions(kind, unknowns, arguments, batch_ndim, implicit, on_failure)
+    watched = torch.is_grad_enabled()
+    problem = Conditions(
+        kind, unknowns, arguments, batch_ndim, implicit, on_failure, watched=watched
+    )
+    if torch.compiler.is_compiling() and arguments.has_modules:
+        raise NotImplementedError(
+            f"{kind.where}: torch.compile cannot take a module among the parameters; got one. Pass "
+            "its tensors, and call it by torch.func.functional_call, or leave this uncompiled."
+        )
     problem.check_transformed(leaves, tensors)
     outputs = solve_implicitly(problem, *(leaf.detach() for leaf in leaves), *tensors)
     count, after = len(leaves), problem.differentiable
     found, value = list(outputs[:count]), outputs[count] if kind.has_value else None
     status, iterations, error = outputs[after : after + 3]
     if isinstance(adjoint, Unrolled):
-        found = _unrolled(adjoint, problem, [t.detach() for t in found], tensors)
+        found = _unrolled(adjoint, problem, [t.detach() for t in found], tensors, status)
     if on_failure != "raise":
         solved = status <= int(Status.SOLVED_INACCURATE)
         found = [paint(t, solved) for t in found]
@@ -543,15 +599,24 @@ def find(
 
 
 def _unrolled(
-    adjoint: Unrolled, problem: Conditions, leaves: list[Tensor], tensors: list[Tensor]
+    adjoint: Unrolled,
+    problem: Conditions,
+    leaves: list[Tensor],
+    tensors: list[Tensor],
+    status: Tensor,
 ) -> list[Tensor]:
     """Plain torch from the solution on."""
     from torch.utils.checkpoint import checkpoint
 
-    def step(x: Tensor, *tensors: Tensor) -> Tensor:
-        return x - problem.residual(x, *tensors)
+    solved = (status <= int(Status.SOLVED_INACCURATE))[..., None]
+    start = ravel(leaves, problem.batch_ndim)
 
-    x = ravel(leaves, problem.batch_ndim)
+    def step(x: Tensor, *tensors: Tensor) -> Tensor:
+        # A sample that failed stays where derivatives are finite.
+        x = torch.where(solved, x, start)
+        return torch.where(solved, x - problem.residual(x, *tensors), x)
+
+    x = start
     for _ in range(adjoint.steps):
         if adjoint.checkpoint:
             x = checkpoint(step, x, *tensors, use_reentrant=False)

@@ -184,16 +184,18 @@ def _under_legacy_vmap(
 ) -> tuple[Tensor, ...]:
     """The rule for an older ``vmap``, behind ``is_grads_batched``, which asks for none."""
     level = legacy_vmap_level()
+    transformed = torch._C._are_functorch_transforms_active()
+    function = Implicit if transformed else _Plain
     dims = [0 if t is not None and is_legacy_batchedtensor(t) else None for t in inputs]
     if not any(d == 0 for d in dims):
-        return _Plain.apply(problem, *inputs)  # type: ignore[no-untyped-call, no-any-return]
+        return function.apply(problem, *inputs)  # type: ignore[no-untyped-call, no-any-return]
     plain = [
         t if t is None or d is None else torch._remove_batch_dim(t, level, 0, 0)
         for t, d in zip(inputs, dims, strict=True)
     ]
     size = next(len(t) for t, d in zip(plain, dims, strict=True) if t is not None and d == 0)
     mapped, moved = problem.map(size, dims, plain)
-    outputs = _Plain.apply(mapped, *moved)  # type: ignore[no-untyped-call]
+    outputs = function.apply(mapped, *moved)  # type: ignore[no-untyped-call]
     return tuple(
         t[0] if len(t) == 1 != size else torch._add_batch_dim(t, 0, level) for t in outputs
     )

@@ -92,7 +92,7 @@ class TrustRegion(MinimizeSolver):
         allowance = rounding_allowance(value)
         running = torch.ones_like(value, dtype=torch.bool)
         while True:
-            model = minimum_in_region(H, g, radius, running)
+            model = minimum_in_region(H, g, radius, running, 1 + vector_norm(x, dim=-1))
             p, radius = model.step, model.radius
             # Steps below the last digits of x that were still refused: there is no way on.
             least = torch.finfo(x.dtype).eps * vector_norm(x, dim=-1)
@@ -127,7 +127,9 @@ class TrustRegion(MinimizeSolver):
         return torch.cholesky_solve(v[..., None], kept[0])[..., 0]
 
 
-def minimum_in_region(H: Tensor, g: Tensor, radius: Tensor | None, running: Tensor) -> Model:
+def minimum_in_region(
+    H: Tensor, g: Tensor, radius: Tensor | None, running: Tensor, size: Tensor
+) -> Model:
     """Minimise every parabola within its region.
 
     Args:
@@ -135,6 +137,7 @@ def minimum_in_region(H: Tensor, g: Tensor, radius: Tensor | None, running: Tens
         g: Gradients ``(B, n)``.
         radius: Of the regions ``(B)``; None for that of Newton's step.
         running: Samples to look at ``(B)``.
+        size: Of the points ``(B)``, for what is rounding in a gradient.
     """
     factor, info = torch.linalg.cholesky_ex(H)
     p = -torch.cholesky_solve(g[..., None], factor)[..., 0]
@@ -154,7 +157,10 @@ def minimum_in_region(H: Tensor, g: Tensor, radius: Tensor | None, running: Tens
     rest = rest & (H.abs().amax(dim=(-2, -1)) < most) & torch.isfinite(g).all(dim=-1)
     values, vectors = torch.ones_like(g), torch.zeros_like(H)
     values[rest], vectors[rest] = torch.linalg.eigh(H[rest])
-    p_rest, radius_rest, error_rest = _by_eigenvalues(values, vectors, g, radius)
+    p_rest, radius_rest, error_rest = _by_eigenvalues(values, vectors, g, radius, size)
+    skipped = ~convex & ~rest
+    p = torch.where(skipped[:, None], torch.nan, p)
+    length = torch.where(skipped, torch.nan, length)
     if radius is None:
         radius = torch.where(rest, radius_rest, length)
     return Model(
@@ -166,19 +172,30 @@ def minimum_in_region(H: Tensor, g: Tensor, radius: Tensor | None, running: Tens
 
 
 def _by_eigenvalues(
-    values: Tensor, vectors: Tensor, g: Tensor, radius: Tensor | None
+    values: Tensor, vectors: Tensor, g: Tensor, radius: Tensor | None, size: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Steps, radii, and errors, from eigenvalues and eigenvectors of the Hessians."""
     c = (vectors.mT @ g[..., None])[..., 0]
     largest = values.abs().amax(-1, keepdim=True)
     flat = values.abs() <= 10 * values.shape[-1] * torch.finfo(g.dtype).eps * largest
-    # Along flat directions the gradient is rounding; a short step is all it is worth.
-    values = torch.where(flat, largest, values)
+    # Along flat directions a gradient that is rounding is worth a short step at most. Any other
+    # leads far: as far as the region lets it, where there is no curvature to say how far.
+    eps = torch.finfo(g.dtype).eps
+    rounding = c.abs() <= 4 * eps * largest * size[:, None]
+    slope = flat & ~rounding
+    barely = torch.finfo(g.dtype).tiny ** 0.5
+    values = torch.where(
+        flat & rounding, largest, torch.where(slope, values.clamp(min=barely), values)
+    )
     lowest = values.amin(-1)
-    newton = vector_norm((c / values.abs()).nan_to_num(0.0, 0.0, 0.0), dim=-1)
+    lengths = torch.where(c == 0, 0.0, c / values.abs())
+    newton = vector_norm(lengths, dim=-1)
     if radius is None:
-        reach = torch.where(lowest > 0, 0.0, 1.0)  # a maximum or a saddle has no scale of its own
-        radius = torch.maximum(newton, reach)
+        # A maximum, a saddle or a slope has no scale of its own.
+        free = (lowest > 0) & ~slope.any(-1)
+        radius = torch.where(
+            free, newton, torch.maximum(size, torch.where(slope.any(-1), 0.0, newton))
+        )
     shift = torch.maximum((c.abs() / radius[:, None] - values).amax(-1), -lowest).clamp(min=0)
     # From the left the secular equation 1/length = 1/radius makes Newton's method monotone. A
     # sample that is near enough keeps its shift, whatever its neighbours still do.

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -309,6 +310,15 @@ REFUSED = {
         TypeError,
         lambda c: ol.implicit_function(lambda c: c, lambda x, c: x - c, adjoint=ol.Unrolled(3)),
     ),
+    "bounds that cross": (
+        ValueError,
+        lambda c: ol.minimize(lambda x, c: ((x - c) ** 2).sum(), c, c, bounds=(1.0, -1.0)),
+    ),
+    "half precision": (TypeError, lambda c: ol.root(cubic, c.half(), c.half())),
+    "complex parameters": (
+        TypeError,
+        lambda c: ol.root(lambda x, c: x - c.real, c, torch.complex(c, c)),
+    ),
     "a state of another shape": (
         ValueError,
         lambda c: ol.FixedPointLayer(Cell(2))(c[None], z0=torch.zeros(2, 2, dtype=DTYPE)),
@@ -510,3 +520,155 @@ def test_compiled_without_a_call_beforehand_it_says_what_to_do():
     torch.compiler.reset()
     with pytest.raises(Exception, match="before you compile"):
         torch.compile(lambda c: layer(c).x, backend="eager", fullgraph=True)(tensor(4.0))
+
+
+# --- what a reviewer broke ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize(
+    "set_", [{"bounds": (0.0, 2.0)}, {"projection": lambda x, y: x.clamp(0, 2)}]
+)
+def test_a_large_curvature_moves_no_point_off_its_set(set_, scale):
+    t = torch.linspace(0, 5, 50, dtype=DTYPE)
+    y = torch.exp(-0.7 * t).requires_grad_()
+
+    def loss(x, y):
+        return 0.5 * ((torch.exp(-x * t) - y) / scale).square().sum()
+
+    solution = ol.minimize(loss, tensor(0.5), y, **set_)
+    (g,) = torch.autograd.grad(solution.x.sum(), y)
+    slope = -t * torch.exp(-0.7 * t)
+    torch.testing.assert_close(g, slope / slope.square().sum(), rtol=1e-4, atol=1e-6)
+    assert 0 <= solution.objective < 1e-6
+
+
+def test_dictionaries_may_have_their_keys_in_any_order():
+    def swapped(z, c):
+        return {"b": 0.1 * z["b"] + 2 * c, "a": 0.1 * z["a"] + c}
+
+    start = {"a": tensor(0.0), "b": tensor(0.0)}
+    z = ol.fixed_point(swapped, start, tensor(0.9)).x
+    torch.testing.assert_close(z, {"a": tensor(1.0), "b": tensor(2.0)})
+    lower = {"b": tensor(5.0), "a": tensor(0.0)}
+    x = ol.minimize(lambda z: (z["a"] ** 2 + z["b"] ** 2).sum(), start, bounds=(lower, None)).x
+    torch.testing.assert_close(x, {"a": tensor(0.0), "b": tensor(5.0)})
+
+
+def test_a_later_call_of_another_shape_changes_no_gradient():
+    layer = ol.implicit_function(
+        lambda c: 2 * c.flip(-1), lambda x, c: x - 2 * c.reshape(x.shape).flip(-1)
+    )
+    a = torch.arange(6.0, dtype=DTYPE).reshape(2, 3).requires_grad_()
+    x = layer(a).x
+    layer(torch.ones(3, 2, dtype=DTYPE))
+    w = a.detach().clone()
+    (g,) = torch.autograd.grad((w * x).sum(), a)
+    assert torch.equal(g, 2 * w.flip(-1))
+
+
+def test_what_is_captured_may_not_change_before_backward():
+    c = tensor(1.0, requires_grad=True)
+    factor = [2.0]
+    x = ol.root(lambda x, c: x - factor[0] * c, torch.zeros_like(c), c).x
+    factor[0] = 3.0
+    with pytest.raises(ol.SolverError, match="has changed since"):
+        x.sum().backward()
+
+
+def test_a_captured_tensor_that_moves_only_the_value_is_refused():
+    c = tensor(3.0, requires_grad=True)
+    with pytest.raises(RuntimeError, match="not one of its arguments"):
+        ol.minimize(lambda x: (x**2).sum() + c.sum(), tensor(1.0))
+
+
+def test_jumps_and_poles_are_no_solutions():
+    def jump(x):
+        return 2 * x + torch.where(x >= 0.25, 1.0, -1.0)
+
+    for f in (jump, lambda x: 1 / (x - 0.3)):
+        with pytest.raises(ol.SolverError):
+            ol.inverse(f, tensor(0.3), bracket=(-2.0, 2.0))
+
+
+def test_a_function_that_writes_into_its_argument_is_refused():
+    with pytest.raises(RuntimeError, match="must not change its argument"):
+        ol.fixed_point(lambda x, c: x.mul_(0.9).add_(c), tensor(1.0), tensor(1.0))
+
+
+def test_unrolled_steps_of_a_failed_sample_reach_nobody():
+    c, w = tensor(0.1, 50.0), tensor(1.0, requires_grad=True)
+    x = ol.fixed_point(
+        lambda x, c, w: w * x**2 + c, torch.zeros(2, dtype=DTYPE), c, w,
+        batch_ndim=1, on_failure="ignore", adjoint=ol.Unrolled(12),
+    ).x  # fmt: skip
+    x[0].backward()
+    assert w.grad.isfinite().all()
+
+
+def test_a_singular_sample_that_nobody_asks_for_is_no_failure():
+    c = tensor(0.0, 1.0, requires_grad=True)
+    x = ol.root(lambda x, c: x**2 - c, tensor(0.0, 2.0), c, batch_ndim=1).x
+    x[1].backward()
+    torch.testing.assert_close(c.grad, tensor(0.0, 0.5))
+
+
+def test_tied_weights():
+    pair = nn.ModuleList([nn.Linear(2, 2, dtype=DTYPE) for _ in range(2)])
+    pair[1].weight = pair[0].weight
+
+    def f(z, pair):
+        return torch.tanh(0.2 * pair[1](pair[0](z)))
+
+    start = torch.zeros(2, dtype=DTYPE)
+    got = torch.autograd.grad(ol.fixed_point(f, start, pair).x.sum(), list(pair.parameters()))
+    want = torch.autograd.grad(iterate(f, start, pair).sum(), list(pair.parameters()))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_one_module_in_several_threads():
+    cell, u = Cell(), draw(2, 4)
+    parameters = list(cell.parameters())
+
+    def gradient():
+        return torch.autograd.grad(ol.FixedPointLayer(cell)(u).sum(), parameters)
+
+    want, found = gradient(), []
+    threads = [
+        threading.Thread(target=lambda: found.extend(gradient() for _ in range(10)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(found) == 40
+    for grads in found:
+        for a, b in zip(grads, want, strict=True):
+            torch.testing.assert_close(a, b)
+    assert all(a is b for a, b in zip(cell.parameters(), parameters, strict=True))
+
+
+def test_a_layer_within_a_layer_under_batched_gradients():
+    def inner(x, c):
+        return ol.root(cubic, torch.zeros_like(c), x + c, batch_ndim=1).x
+
+    def outer(c):
+        loss = lambda x, c: ((x - c) ** 2).sum() + 0.1 * inner(x, c).square().sum()  # noqa: E731
+        return ol.minimize(loss, torch.zeros_like(c), c).x
+
+    c = tensor(0.5, 1.5)
+    got = torch.autograd.functional.jacobian(outer, c, vectorize=True)
+    torch.testing.assert_close(got, torch.func.jacrev(outer)(c))
+
+
+def test_problems_without_unknowns():
+    nothing = torch.zeros(3, 0, dtype=DTYPE)
+    for solution in (
+        ol.root(lambda x: x, nothing, batch_ndim=1),
+        ol.minimize(lambda x: x.sum(-1), nothing, batch_ndim=1),
+        ol.minimize(lambda x: x.sum(-1), nothing, batch_ndim=1, bounds=(0.0, 1.0)),
+    ):
+        assert solution.x.shape == (3, 0)
+        assert (solution.status == Status.SOLVED).all()

@@ -43,7 +43,7 @@ def test_the_step_minimises_the_parabola_within_the_region(shift, radius):
     v = torch.linalg.eigh(H)[1][:20, :, 0]
     g[:20] -= (g[:20] * v).sum(-1, keepdim=True) * v
     radii, everyone = torch.full((40,), radius).to(g), torch.ones(40, dtype=torch.bool)
-    p = minimum_in_region(H, g, radii, everyone).step
+    p = minimum_in_region(H, g, radii, everyone, torch.ones_like(radii)).step
     assert (p.norm(dim=-1) <= radius * 1.01).all()
 
     def parabola(p):
@@ -120,3 +120,27 @@ def test_the_first_radius_bounds_the_first_step():
     torch.testing.assert_close(
         (run.x - problem.x0).norm(dim=-1), torch.full((3,), 0.01).to(run.x), rtol=1e-2, atol=0
     )
+
+
+def test_where_nothing_bends_it_follows_the_slope():
+    """Huber's loss is straight far from its minimum: no curvature, and yet a way to go."""
+    target = torch.tensor([[10.0, 0.3], [-200.0, 50.0]], dtype=torch.float64)
+
+    def huber(x):
+        distance = (x - target).abs()
+        return torch.where(distance < 1, distance**2 / 2, distance - 0.5).sum(-1)
+
+    solution = TrustRegion().solve(huber, torch.zeros_like(target))
+    assert (solution.status == Status.SOLVED).all()
+    assert torch.allclose(solution.x, target)
+    # Beside a direction that bends a lot, too.
+    stiff = TrustRegion().solve(
+        lambda x: 1e12 * (x[:, 0] - 1) ** 2 + 1e-2 * (x[:, 1] - 10) ** 2,
+        torch.zeros(1, 2, dtype=torch.float64),
+    )
+    assert torch.allclose(stiff.x, torch.tensor([[1.0, 10.0]], dtype=torch.float64))
+
+
+def test_a_loss_without_a_lower_bound_is_never_solved():
+    solution = TrustRegion().solve(lambda x: -(x**4).sum(-1), torch.ones(2, 1, dtype=torch.float64))
+    assert not solution.solved.any()
