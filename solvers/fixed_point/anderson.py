@@ -1,8 +1,10 @@
 """Anderson's mixing: the next point is made of the last few, so that their residuals cancel."""
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -80,6 +82,30 @@ class Anderson(FixedPointSolver):
         beta, ridge = self.damping, self.regularisation
         if ridge is None:
             ridge = RIDGE_IN_ROUNDINGS * torch.finfo(z.dtype).eps
+        # More threads than one would wait for each other in every product.
+        small = batch * n * m <= SMALL
+        quiet = calm if small else nullcontext
+
+        # Plain steps, for as long as they are good enough for all.
+        fz = f(z)
+        g = fz - z
+        norm = torch.linalg.vector_norm(g, dim=-1)
+        fast = torch.ones_like(norm, dtype=torch.bool)
+        last: deque[tuple[Tensor, Tensor]] = deque(maxlen=m + 1)
+        k = 0
+        while True:
+            last.append((fz, g))
+            least = norm
+            running = yield Iterate(fz, norm)
+            z = fz if beta == 1.0 else z + beta * g
+            fz = f(z)
+            g = fz - z
+            norm = torch.linalg.vector_norm(g, dim=-1)
+            k += 1
+            fast = fast & (norm < FAST * least)
+            if not small or not bool((fast | ~running).all()):
+                break
+
         # Changes of residuals, and in the last row the residual: one product makes all products of
         # them. All views that an iteration needs are made here, once.
         residuals = z.new_zeros(batch, m + 1, n)
@@ -94,32 +120,17 @@ class Anderson(FixedPointSolver):
         unfilled = torch.eye(m + 1, dtype=z.dtype, device=z.device)
         ones = unfilled.diagonal().unbind()
         ones[m].zero_()
-        # More threads than one would wait for each other in every product.
-        small = batch * n * m <= SMALL
-        quiet = calm if small else nullcontext
 
-        fz = f(z)
-        g = fz - z
-        norm = least = torch.linalg.vector_norm(g, dim=-1)
-        running = yield Iterate(fz, norm)
-        z = fz if beta == 1.0 else z + beta * g
-        k, fast = 0, torch.ones_like(norm, dtype=torch.bool)
+        def remember(k: int, new: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor]) -> None:
+            i = (k - 1) % m
+            torch.sub(new[0], old[0], out=value_rows[i])
+            torch.sub(new[1], old[1], out=residual_rows[i])
+            ones[i].zero_()
+
+        last.append((fz, g))
+        for back, (old, new) in enumerate(pairwise(last)):
+            remember(k - len(last) + 2 + back, new, old)
         while True:
-            old_fz, fz = fz, f(z)
-            old_g, g = g, fz - z
-            i = k % m
-            torch.sub(g, old_g, out=residual_rows[i])
-            torch.sub(fz, old_fz, out=value_rows[i])
-            if k < m:
-                ones[i].zero_()
-            k += 1
-            old_norm, norm = norm, torch.linalg.vector_norm(g, dim=-1)
-            fast = fast & (norm < FAST * old_norm)
-            if small and bool((fast | ~running).all()):
-                least = torch.minimum(least, norm)
-                z = fz if beta == 1.0 else z + beta * g
-                running = yield Iterate(fz, norm)
-                continue
             with quiet():
                 residual.copy_(g)
                 torch.bmm(residuals, transposed, out=gram)
@@ -137,4 +148,11 @@ class Anderson(FixedPointSolver):
                 if beta != 1.0:
                     mixed = torch.baddbmm(g[:, None], gamma, residuals[:, :m], alpha=-1)
                     z -= (1 - beta) * mixed[:, 0]
-            running = yield Iterate(fz, norm)
+            yield Iterate(fz, norm)
+            old_norm, old = norm, (fz, g)
+            fz = f(z)
+            g = fz - z
+            norm = torch.linalg.vector_norm(g, dim=-1)
+            fast = fast & (norm < FAST * old_norm)
+            k += 1
+            remember(k, (fz, g), old)
