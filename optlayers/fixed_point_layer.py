@@ -76,6 +76,10 @@ class FixedPointLayer(nn.Module):
         Raises:
             ValueError: If ``z0`` has another shape.
         """
+        if torch.is_autocast_enabled(u.device.type):
+            # The map runs in the precision of its weights; inputs may come in a lower one.
+            dtype = next((p.dtype for p in self.module.parameters()), u.dtype)
+            u, z0 = u.to(dtype), None if z0 is None else z0.to(dtype)
         shape = tuple(u.shape[1:]) if self.state_shape is None else self.state_shape
         if z0 is None:
             z0 = torch.zeros((u.shape[0], *shape), dtype=u.dtype, device=u.device)

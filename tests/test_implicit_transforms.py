@@ -198,7 +198,13 @@ def layer_of(name, adjoint):
     return layer, inputs
 
 
-SLOW = ("minimize on a set", "minimize with a penalty", "minimize with constraints")
+SLOW = (
+    "least squares",
+    "minimize between bounds",
+    "minimize on a set",
+    "minimize with a penalty",
+    "minimize with constraints",
+)
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in SLOW])
@@ -212,7 +218,7 @@ def test_a_part(name):
     check_layer(*layer_of(name, None), vmap_subsets=[(0,)], compile=False, skip=few)
 
 
-@pytest.mark.parametrize("name", ["root", "minimize with a penalty", "by numpy"])
+@pytest.mark.parametrize("name", ["root", "by numpy"])
 def test_compiled(name):
     skip = ["*hessian*", "jac*", "vmap*", "*of vmap*", "triple*", "grad*check*"]
     check_layer(*layer_of(name, None), vmap_subsets=[], skip=skip)

@@ -36,11 +36,6 @@ class Arguments:
                     stack.enter_context(leaf.holding(tensors))
             yield self.spec.unflatten([leaf.value(tensors) for leaf in self.leaves])
 
-    @property
-    def has_modules(self) -> bool:
-        """Whether tensors have to be put into modules."""
-        return any(isinstance(leaf, _Module) for leaf in self.leaves)
-
     def plain(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
         """The arguments with these tensors in them; modules as they are."""
         values: tuple[Any, ...] = self.spec.unflatten([leaf.value(tensors) for leaf in self.leaves])
@@ -101,6 +96,7 @@ def take_apart(arguments: Any) -> tuple[list[Tensor], Arguments]:
 
     Raises:
         TypeError: If a tensor is complex.
+        NotImplementedError: If there is a module while the compiler traces.
     """
     leaves, spec = pytree.tree_flatten(arguments, is_leaf=lambda t: isinstance(t, nn.Module))
     tensors: list[Tensor] = []
@@ -110,6 +106,12 @@ def take_apart(arguments: Any) -> tuple[list[Tensor], Arguments]:
             kinds.append(_Tensor(len(tensors)))
             tensors.append(leaf)
         elif isinstance(leaf, nn.Module):
+            if torch.compiler.is_compiling():
+                raise NotImplementedError(
+                    "optlayers: torch.compile cannot take a module among the parameters; got one. "
+                    "Pass its tensors, and call it by torch.func.functional_call, or leave this "
+                    "uncompiled."
+                )
             with lock_of(leaf):
                 named = dict(leaf.named_parameters())
             kinds.append(_Module(leaf, tuple(named), len(tensors)))

@@ -578,11 +578,6 @@ def find(
     problem = Conditions(
         kind, unknowns, arguments, batch_ndim, implicit, on_failure, watched=watched
     )
-    if torch.compiler.is_compiling() and arguments.has_modules:
-        raise NotImplementedError(
-            f"{kind.where}: torch.compile cannot take a module among the parameters; got one. Pass "
-            "its tensors, and call it by torch.func.functional_call, or leave this uncompiled."
-        )
     problem.check_transformed(leaves, tensors)
     outputs = solve_implicitly(problem, *(leaf.detach() for leaf in leaves), *tensors)
     count, after = len(leaves), problem.differentiable

@@ -261,8 +261,10 @@ def test_under_autocast_gradients_keep_their_precision():
     want = gradients()
     with torch.autocast("cpu", torch.bfloat16):
         got = gradients()
+        rounded = ol.FixedPointLayer(cell)(u.bfloat16())  # as an earlier layer may have left it
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
+    assert rounded.dtype == torch.float32
 
 
 def test_inference_mode():
@@ -520,6 +522,13 @@ def test_compiled_without_a_call_beforehand_it_says_what_to_do():
     torch.compiler.reset()
     with pytest.raises(Exception, match="before you compile"):
         torch.compile(lambda c: layer(c).x, backend="eager", fullgraph=True)(tensor(4.0))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_module_says_what_to_do():
+    torch.compiler.reset()
+    with pytest.raises(Exception, match="functional_call"):
+        torch.compile(ol.FixedPointLayer(Cell()), backend="eager", fullgraph=True)(draw(2, 4))
 
 
 # --- what a reviewer broke ------------------------------------------------------------------------
