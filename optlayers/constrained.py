@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,13 +14,13 @@ from solvers.minimize import ScipyMinimize
 from solvers.root import Newton
 from solvers.solution import Solution, Status
 
+from .box import clamp, ends_of
 from .failure import OnFailure
 from .implicit.adjoints import Adjoint, Unrolled
 from .implicit.automatic import Automatic
-from .implicit.conditions import Kind, OnFlat, find
-
-if TYPE_CHECKING:
-    from .minimize import Loss
+from .implicit.find import find
+from .implicit.kind import Kind, OnFlat
+from .loss import Loss
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Constrained(Kind):
     :math:`x = \mathrm{clamp}(x + z_{box}, lb, ub)`.
     """
 
-    loss: "Loss"
+    loss: Loss
     equalities: Callable[..., Tensor] | None
     inequalities: Callable[..., Tensor] | None
     bounded: bool
@@ -51,8 +51,6 @@ class Constrained(Kind):
 
     def residual(self, x: Any, *params: Any) -> Any:
         """The conditions, in the places of the unknowns that they determine."""
-        from .minimize import clamp
-
         point, (lb, ub, *rest) = x["x"], params
         found = {"x": grad(lambda p: self._lagrangian(p, x, *rest).sum())(point)}
         if self.equalities is not None:
@@ -67,17 +65,12 @@ class Constrained(Kind):
 
     def value(self, x: Any, *params: Any) -> Tensor:
         """The Lagrangian; a bound counts as a constraint where its multiplier is not zero."""
-        from .minimize import clamp
-
         point, (lb, ub, *rest) = x["x"], params
         total = self._lagrangian(point, x, *rest)
         if self.bounded:
             inside = clamp(pytree.tree_map(torch.add, point, x["z_box"]), lb, ub)
-            ndim = self.loss.batch_ndim
-            leaves = zip(*map(pytree.tree_leaves, (x["z_box"], point, inside)), strict=True)
-            for z, at, end in leaves:
-                product = z * (at - end)
-                total = total + (product.flatten(ndim).sum(-1) if z.ndim > ndim else product)
+            beyond = pytree.tree_map(torch.sub, point, inside)
+            total = total + self.loss.inner(x["z_box"], beyond)
         return total
 
     def number(self, x: Any, *params: Any) -> Tensor:
@@ -86,7 +79,6 @@ class Constrained(Kind):
 
     def find(self, on_flat: OnFlat, x0: Tensor) -> Run:
         """By the solver, then by Newton's method on the conditions, which gives the last digits."""
-        from .minimize import clamp
 
         def point(x: Any, *params: Any) -> Any:
             return x["x"]
@@ -101,22 +93,11 @@ class Constrained(Kind):
             of_all = on_flat(of_unknowns, **how)
             return lambda p: of_all(torch.cat([p, rest], -1))
 
-        def bound(fill: float) -> Tensor:
-            def like_x(x: Any, *params: Any) -> Any:
-                full = pytree.tree_map(lambda t: torch.full_like(t, fill), x["x"])
-                return clamp(full, *params[:2])
-
-            return on_flat(like_x)(x0)
-
         solver = ScipyMinimize(method="SLSQP") if self.solver is None else self.solver
         ends = {}
         if self.bounded:
-            ends = {"lower": bound(-torch.inf), "upper": bound(torch.inf)}
-        if self.bounded and bool((ends["lower"] > ends["upper"]).any()):
-            raise ValueError(
-                "minimize: lower bounds must not exceed upper ones; got some that do. Did you swap "
-                "the two?"
-            )
+            lower, upper = ends_of(on_flat, x0, lambda x, lb, ub, *params: (x["x"], lb, ub))
+            ends = {"lower": lower, "upper": upper}
         rough = solver.solve(
             on_point(self.loss, scalar=True),
             start,
@@ -146,7 +127,7 @@ class Constrained(Kind):
 
 
 def minimize_constrained(
-    loss: "Loss",
+    loss: Loss,
     x0: Any,
     params: tuple[Any, ...],
     equalities: Callable[..., Tensor] | None,

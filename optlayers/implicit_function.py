@@ -15,10 +15,13 @@ from solvers.solution import Solution, Status
 
 from .failure import OnFailure, check_policy, paint
 from .implicit.adjoints import Adjoint, Unrolled
-from .implicit.arguments import Arguments, ravel, take_apart, unravel
+from .implicit.arguments import Arguments, take_apart
 from .implicit.automatic import Automatic
-from .implicit.conditions import Conditions, Kind, OnFlat, Unknowns, plainly
-from .implicit.function import Tensors, solve_implicitly
+from .implicit.checks import check, check_transformed
+from .implicit.conditions import Conditions
+from .implicit.function import Tensors, plainly, solve_implicitly
+from .implicit.kind import Kind, OnFlat
+from .implicit.unknowns import Unknowns, ravel, unravel
 
 # A sample whose solver said nothing is judged by the norm of its conditions, relative to 1 + |x|.
 SOLVED = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -128,7 +131,7 @@ class SolvedByUser(Conditions):
         """Call the user's solver, once or, under ``vmap``, for every element."""
         with plainly(inputs) as tensors:
             leaves, (status, iterations), aux = self._call(tensors, self.levels)
-            self.check(leaves, tensors)
+            check(self, leaves, tensors)
             x = ravel(leaves, self.batch_ndim)
             error = torch.linalg.vector_norm(self.residual(x, *tensors), dim=-1)
             status = _judged(x, error) if status is None else status
@@ -255,7 +258,7 @@ class ImplicitFunction:
             watched=torch.is_grad_enabled(),
         )
         outputs = solve_implicitly(problem, *tensors)
-        problem.check_transformed(outputs[: problem.differentiable], tensors)
+        check_transformed(problem, outputs[: problem.differentiable], tensors)
         leaves = len(answers.shapes)
         found = list(outputs[:leaves])
         status, iterations, error = outputs[leaves : leaves + 3]
@@ -281,7 +284,7 @@ def implicit_function(
 
     The solver may be anything: NumPy, SciPy, a C library, a subprocess. It is called with detached
     tensors and never differentiated; derivatives of every order and in every mode come from
-    :math:`R(x(	heta), 	heta) = 0`.
+    :math:`R(x(\theta), \theta) = 0`.
 
     Args:
         solve: Maps the parameters to the solution :math:`x`: a tensor, an array, a pytree of them,

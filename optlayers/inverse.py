@@ -13,7 +13,8 @@ from solvers.solution import Solution, Status
 
 from .failure import OnFailure
 from .implicit.adjoints import Adjoint, Dense, Unrolled
-from .implicit.conditions import Kind, OnFlat, called, find
+from .implicit.find import called, find
+from .implicit.kind import Kind, OnFlat
 
 # What may be left of a value that is taken, relative to the ends of the bracket.
 JUMP = 1e-3

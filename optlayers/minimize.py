@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp
 from torch.utils import _pytree as pytree
 
 from solvers.iteration import Run
@@ -14,74 +13,17 @@ from solvers.minimize import LBFGS, LBFGSB, ProjectedGradient, ProximalGradient,
 from solvers.minimize.solver import MinimizeSolver
 from solvers.solution import Solution
 
+from .box import clamp, each, ends_of
 from .constrained import minimize_constrained
 from .failure import OnFailure
 from .implicit.adjoints import Adjoint, Unrolled
 from .implicit.automatic import Automatic
-from .implicit.conditions import Kind, OnFlat, called, find, in_order_of
+from .implicit.find import called, find
+from .implicit.kind import Kind, OnFlat
+from .loss import Loss, per_sample
 
 # Variables up to which Newton's method forms Hessians by default.
 DENSE_SIDE = 256
-# Products with the Hessian that estimate its largest eigenvalue; its order is enough.
-CURVATURE_PRODUCTS = 3
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A user's loss, and how many dimensions of samples its values have."""
-
-    function: Callable[..., Any]
-    batch_ndim: int
-
-    def __call__(self, x: Any, *params: Any) -> Tensor:
-        """The loss of every sample.
-
-        Raises:
-            ValueError: If the loss does not return one number a sample.
-        """
-        value = self.function(x, *params)
-        if not isinstance(value, Tensor) or value.ndim != self.batch_ndim:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"minimize: the loss must return one number a sample, a tensor with "
-                f"{self.batch_ndim} dimensions as batch_ndim={self.batch_ndim}; got {got}. "
-                "Sum over everything but the first batch_ndim dimensions."
-            )
-        return value
-
-    def gradient(self, x: Any, *params: Any) -> Any:
-        """Gradients of all samples, of the structure of ``x``."""
-        return grad(lambda x: self(x, *params).sum())(x)
-
-    def gradient_and_step(self, x: Any, *params: Any) -> tuple[Any, Tensor]:
-        """Gradients, and step sizes ``(*batch)`` that suit the curvature, as constants.
-
-        Conditions that hold for a step of any size do not change with it: it needs no derivative.
-        """
-        g, *rest = vjp(lambda x: self.gradient(x, *params), x)
-        v = pytree.tree_map(torch.ones_like, x)
-        for _ in range(CURVATURE_PRODUCTS):
-            v = rest[0](each(torch.div, v, self._per_sample(x, self._norm(v))))[0]
-        curvature = self._norm(v).detach()
-        return g, torch.where(curvature > 0, 1 / torch.where(curvature > 0, curvature, 1.0), 1.0)
-
-    def _norm(self, v: Any) -> Tensor:
-        ndim = self.batch_ndim
-        leaves = [
-            t.reshape((*t.shape[:ndim], t.shape[ndim:].numel())) for t in pytree.tree_leaves(v)
-        ]
-        norm: Tensor = torch.linalg.vector_norm(torch.cat(leaves, -1), dim=-1)
-        return norm
-
-    def _per_sample(self, x: Any, t: Tensor) -> Any:
-        """One number a sample, to be combined with all leaves."""
-        t = torch.where(t > 0, t, 1.0)
-        return pytree.tree_map(lambda leaf: t.reshape((*t.shape, *[1] * (leaf.ndim - t.ndim))), x)
-
-
-def _descend(step: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """A gradient step of each sample's own size."""
-    return lambda x, g: x - step.reshape((*step.shape, *[1] * (x.ndim - step.ndim))) * g
 
 
 @dataclass(frozen=True)
@@ -133,7 +75,7 @@ class OnSet(Kind):
 
     def _step(self, x: Any, *params: Any) -> tuple[Any, Any]:
         g, step = self.loss.gradient_and_step(x, *params)
-        moved = self.projection(pytree.tree_map(_descend(step), x, g), *params)
+        moved = self.projection(self.loss.descend(x, step, g), *params)
         return g, each(torch.sub, x, moved)
 
     def residual(self, x: Any, *params: Any) -> Any:
@@ -148,10 +90,7 @@ class OnSet(Kind):
         what the multipliers say about them.
         """
         g, rest = self._step(x, *params)
-        ndim = self.loss.batch_ndim
-        pairs = zip(pytree.tree_leaves(g), pytree.tree_leaves(rest), strict=True)
-        products = [(a * b).flatten(ndim).sum(-1) if a.ndim > ndim else a * b for a, b in pairs]
-        return self.loss(x, *params) - torch.stack(products).sum(0)
+        return self.loss(x, *params) - self.loss.inner(g, rest)
 
     def number(self, x: Any, *params: Any) -> Tensor:
         """The loss."""
@@ -170,48 +109,10 @@ class InBox(OnSet):
 
     def find(self, on_flat: OnFlat, x0: Tensor) -> Run:
         """By L-BFGS-B, unless told otherwise."""
-
-        def bound(position: int, otherwise: float) -> Tensor:
-            def like_x(x: Any, *params: Any) -> Any:
-                given = params[position]
-                if given is None:
-                    return pytree.tree_map(lambda t: torch.full_like(t, otherwise), x)
-                return each(lambda t, b: torch.as_tensor(b).to(t).expand_as(t), x, given)
-
-            return on_flat(like_x)(x0)
-
+        ends = ends_of(on_flat, x0, lambda x, lb, ub, *params: (x, lb, ub))
         solver = LBFGSB() if self.solver is None else self.solver
-        ends = bound(0, -torch.inf), bound(1, torch.inf)
-        if bool((ends[0] > ends[1]).any()):
-            raise ValueError(
-                "minimize: lower bounds must not exceed upper ones; got "
-                f"{int((ends[0] > ends[1]).sum())} that do. Did you swap the two?"
-            )
         run: Run = solver.find(on_flat(self.loss, scalar=True), x0, *ends)
         return run._replace(kept=())
-
-
-def clamp(x: Any, lb: Any, ub: Any, *params: Any) -> Any:
-    """The projection onto a box; the bounds are None, numbers, tensors, or of the form of ``x``."""
-    if lb is not None:
-        x = each(lambda t, b: torch.maximum(t, torch.as_tensor(b).to(t)), x, lb)
-    if ub is not None:
-        x = each(lambda t, b: torch.minimum(t, torch.as_tensor(b).to(t)), x, ub)
-    return x
-
-
-def each(function: Callable[[Tensor, Any], Tensor], x: Any, bound: Any) -> Any:
-    """Apply a function to all leaves of ``x``, with the same bound or with one each."""
-    leaves, spec = pytree.tree_flatten(x)
-    bounds = in_order_of(spec, bound)
-    if len(bounds) == 1:
-        bounds = bounds * len(leaves)
-    if len(bounds) != len(leaves):
-        raise ValueError(
-            f"minimize: a bound must be None, a number, a tensor, or of the structure of x0; got "
-            f"{len(bounds)} parts for {len(leaves)} tensors. Make a tensor of a list of numbers."
-        )
-    return spec.unflatten([function(t, b) for t, b in zip(leaves, bounds, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -227,11 +128,9 @@ class WithPenalty(Kind):
     def residual(self, x: Any, *params: Any) -> Any:
         """What a proximal gradient step would change."""
         g, step = self.loss.gradient_and_step(x, *params)
-        moved = pytree.tree_map(_descend(step), x, g)
-        core = pytree.tree_leaves(x)[0].ndim - step.ndim
-        return each(
-            torch.sub, x, self.proximal(moved, step.reshape((*step.shape, *[1] * core)), *params)
-        )
+        moved = self.loss.descend(x, step, g)
+        sized = per_sample(step, pytree.tree_leaves(x)[0])
+        return each(torch.sub, x, self.proximal(moved, sized, *params))
 
     def find(self, on_flat: OnFlat, x0: Tensor) -> Run:
         """By proximal gradients, unless told otherwise."""
@@ -273,11 +172,12 @@ def minimize(
     given                             conditions
     ================================  ==============================================================
     nothing                           :math:`\nabla_x f = 0`
-    ``projection``, or ``bounds``     :math:`x = P_{C(\theta)}(x - \nabla_x f)`
-    ``proximal``                      :math:`x = \mathrm{prox}_g(x - \nabla_x f)`
+    ``projection``, or ``bounds``     :math:`x = P_{C(\theta)}(x - s \nabla_x f)`
+    ``proximal``                      :math:`x = \mathrm{prox}_{s g}(x - s \nabla_x f)`
     ``equalities``, ``inequalities``  Karush, Kuhn and Tucker's, with ``bounds`` too if given
     ================================  ==============================================================
 
+    with a step :math:`s` of the order of one over the curvature; any gives the same derivatives.
     The optimal value is differentiable as well, ``solution.objective``, by the envelope theorems of
     Danskin and Rockafellar: no linear system is solved for its gradient, which is right even where
     the minimum is not unique. With ``proximal`` it is the value of :math:`f` alone, and its

@@ -13,7 +13,8 @@ from solvers.solution import Solution
 
 from .failure import OnFailure
 from .implicit.adjoints import Adjoint, Dense, Unrolled
-from .implicit.conditions import Kind, OnFlat, called, find
+from .implicit.find import called, find
+from .implicit.kind import Kind, OnFlat
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ product for every sample at once.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,8 +65,8 @@ def jacobian_product(f: Function, x: Tensor) -> Callable[[Tensor], Tensor]:
     """The map from ``v`` ``(B, n)`` to the product of each Jacobian with it."""
 
     def product(v: Tensor) -> Tensor:
-        pushed: Any = jvp(f, (x,), (v,))[1]
-        return pushed  # type: ignore[no-any-return]
+        pushed: Tensor = jvp(f, (x,), (v,))[1]
+        return pushed
 
     return product
 

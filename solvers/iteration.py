@@ -96,6 +96,12 @@ class IterativeSolver:
     # So many iterations without progress, near the tolerance, mean that there will be none.
     patience: ClassVar[int] = 10
 
+    def tolerances(self, dtype: torch.dtype) -> tuple[float, float]:
+        """The absolute and the relative tolerance for this precision."""
+        default = DEFAULT_EPS[dtype]
+        eps_abs = default if self.eps_abs is None else self.eps_abs
+        return eps_abs, default if self.eps_rel is None else self.eps_rel
+
     @torch.no_grad()
     @np.errstate(all="ignore")  # what is not finite is found and said in the status
     def run(self, iterates: Iterates) -> Run:
@@ -108,9 +114,7 @@ class IterativeSolver:
             For each sample its best or last point, and what became of it.
         """
         it = next(iterates)
-        default = DEFAULT_EPS[it.x.dtype]
-        eps_abs = default if self.eps_abs is None else self.eps_abs
-        eps_rel = default if self.eps_rel is None else self.eps_rel
+        eps_abs, eps_rel = self.tolerances(it.x.dtype)
         # One number a sample: on a CPU numpy does that in a fraction of a call to torch.
         on_cpu = it.x.device.type == "cpu"
         xp: Any = np if on_cpu else torch

@@ -23,7 +23,7 @@ from solvers.solution import Solution, SolverError, Status
 from ..failure import OnFailure, warn
 
 if TYPE_CHECKING:
-    from .conditions import Kind
+    from .kind import Kind
 
 # Relative residuals from which an adjoint is inaccurate, and from which it is no solution at all.
 INACCURATE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -173,8 +173,8 @@ class Iterative(Adjoint):
     """Solve by an iterative linear solver: products with the Jacobian, never the Jacobian itself.
 
     Attributes:
-        linear_solver: One of ``optlayers.solvers``; by default CG where the Jacobian is symmetric
-            and definite, GMRES elsewhere.
+        linear_solver: One of ``optlayers.solvers``; by default MINRES where the Jacobian is
+            symmetric, GMRES elsewhere.
         preconditioner: Maps ``(B, n)`` to an approximate solution ``(B, n)``.
     """
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from math import prod
 from threading import Lock, RLock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -124,19 +123,3 @@ def take_apart(arguments: Any) -> tuple[list[Tensor], Arguments]:
             "got a complex tensor. Pass torch.view_as_real(t), and put it together inside."
         )
     return tensors, Arguments(spec, tuple(kinds))
-
-
-def ravel(leaves: Sequence[Tensor], batch_ndim: int) -> Tensor:
-    """Leaves ``(*batch, ...)`` laid end to end: ``(*batch, n)``."""
-    parts = [
-        leaf.reshape(*leaf.shape[:batch_ndim], leaf.shape[batch_ndim:].numel()) for leaf in leaves
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-
-
-def unravel(x: Tensor, batch: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Cut ``(..., n)``, whose leading dimensions are those of ``batch``, into leaves."""
-    if len(shapes) == 1:
-        return [x.reshape((*batch, *shapes[0]))]
-    parts = x.split([prod(shape) for shape in shapes], -1)
-    return [part.reshape((*batch, *shape)) for part, shape in zip(parts, shapes, strict=True)]

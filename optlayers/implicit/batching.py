@@ -36,6 +36,30 @@ def batch_first(
     return [align(*triple) for triple in zip(inputs, dims, core, strict=True)]
 
 
+def in_front(
+    size: int,
+    dims: Sequence[int | None],
+    inputs: Sequence[Tensor | None],
+    always: Sequence[int] = (),
+) -> list[Tensor | None]:
+    """Move each input's mapped dimension to the front, and give one to those that always have it.
+
+    Args:
+        size: Of the mapped dimension.
+        dims: Its positions, None where an input lacks it.
+        inputs: The tensors.
+        always: Numbers of the inputs that are repeated where they lack it.
+    """
+    moved = [
+        t if t is None or d is None else t.movedim(d, 0) for t, d in zip(inputs, dims, strict=True)
+    ]
+    for i in always:
+        t = moved[i]
+        if dims[i] is None and t is not None:
+            moved[i] = t.expand(size, *t.shape)
+    return moved
+
+
 def outer(a: Any, b: Any, c: Any, d: Any, batch: Sequence[int]) -> Any:
     r"""The matrices :math:`a b^\top + c d^\top`, summed over the batch dimensions ``batch`` lacks.
 

@@ -6,121 +6,30 @@ R`, the implicit function theorem says :math:`A\, dx = -B\, d\theta`; so cotange
 function again, see :mod:`optlayers.implicit.linear_system`.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from math import prod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
-from torch.autograd import forward_ad
-from torch.func import jvp, vjp, vmap
+from torch import Tensor
+from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from solvers.iteration import Run
 from solvers.solution import Solution, Status
 
-from ..failure import OnFailure, check_policy, paint, report
-from .adjoints import Adjoint, Linearised, OneStep, Unrolled
-from .arguments import Arguments, ravel, take_apart, unravel
-from .function import Tensors, in_full_precision, sharing_the_dual_level, solve_implicitly
+from ..failure import OnFailure, report
+from .adjoints import Adjoint, Linearised
+from .arguments import Arguments
+from .batching import in_front
+from .checks import check
+from .chosen import pull, push
+from .function import Tensors, plainly, solve_implicitly
+from .kind import Kind, OnFlat
 from .linear_system import LinearSystem
 from .system import nobody_differentiates
-
-OnFlat = Callable[..., Callable[..., Tensor]]
-CAPTURED = (
-    "the function depends on a tensor that carries derivatives, or is mapped by vmap, and is not "
-    "one of its arguments, so its gradient would be lost. Pass the tensor, or the module it "
-    "belongs to, as a parameter: what follows x0 is handed on to the function. Detach it if it is "
-    "meant to be a constant."
-)
-
-
-class Kind(ABC):
-    """What is looked for, and who looks for it. Subclasses are frozen dataclasses.
-
-    Attributes:
-        where: The name of the function that the user called, for messages.
-        symmetric: Whether the Jacobian of the residual is symmetric.
-        has_value: Whether :meth:`value` is there.
-    """
-
-    where: ClassVar[str]
-    symmetric: ClassVar[bool] = False
-    has_value: ClassVar[bool] = False
-
-    @abstractmethod
-    def residual(self, x: Any, *params: Any) -> Any:
-        """Zero at the solution, and of the structure of ``x``; differentiable torch code."""
-
-    def value(self, x: Any, *params: Any) -> Tensor:
-        """The Lagrangian ``(*batch)``: at the solution, its derivatives are the optimal value's."""
-        raise NotImplementedError
-
-    def number(self, x: Any, *params: Any) -> Tensor:
-        """The value without the terms that are zero, but for rounding."""
-        return self.value(x, *params)
-
-    @abstractmethod
-    def find(self, on_flat: OnFlat, x0: Tensor) -> Run:
-        """Find a solution for every row of ``x0`` ``(B, n)``.
-
-        ``on_flat(function)`` makes of a user's ``function(x, *params)`` a map from ``(B, n)`` to
-        ``(B, m)``, or to ``(B)`` with ``scalar=True``. What else it is given, ``(B, 1)``, is handed
-        on between ``x`` and the parameters.
-        """
-
-    def apply_inverse(self, kept: tuple[Tensor, ...], v: Tensor, *, transposed: bool) -> Tensor:
-        """Solve approximately with the Jacobian of the residual, by what the solver kept."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Unknowns:
-    """The structure of the unknowns: of a pytree, with the shape of one sample of each leaf."""
-
-    spec: pytree.TreeSpec
-    shapes: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def of(cls, where: str, x0: Any, batch_ndim: int) -> tuple["Unknowns", list[Tensor]]:
-        """Of a pytree of tensors that share dtype, device and batch dimensions.
-
-        Raises:
-            TypeError: If a leaf is no floating-point tensor.
-            ValueError: If leaves do not share dtype or batch dimensions.
-        """
-        leaves, spec = pytree.tree_flatten(x0)
-        if not leaves:
-            raise ValueError(f"{where}: x0 must hold at least one tensor; got {x0!r}.")
-        for leaf in leaves:
-            if not isinstance(leaf, Tensor) or leaf.dtype not in (torch.float32, torch.float64):
-                what = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
-                raise TypeError(
-                    f"{where}: x0 must be a tensor of float32 or float64, or a pytree of them; got "
-                    f"{what}. Convert it, for example with .double()."
-                )
-        batches = {leaf.shape[:batch_ndim] for leaf in leaves}
-        if len(batches) > 1 or min(leaf.ndim for leaf in leaves) < batch_ndim:
-            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
-            raise ValueError(
-                f"{where}: the first {batch_ndim} dimensions of x0 count independent samples "
-                f"(batch_ndim={batch_ndim}) and must agree; got shapes {shapes}."
-            )
-        if len({(leaf.dtype, leaf.device) for leaf in leaves}) > 1:
-            kinds = ", ".join(f"{leaf.dtype} on {leaf.device}" for leaf in leaves)
-            raise ValueError(
-                f"{where}: all tensors of x0 must have one dtype and device; got {kinds}."
-            )
-        return cls(spec, tuple(tuple(leaf.shape[batch_ndim:]) for leaf in leaves)), leaves
-
-    @property
-    def size(self) -> int:
-        """Number of unknowns of a sample."""
-        return sum(map(prod, self.shapes))
+from .unknowns import Unknowns, in_order_of, ravel, unravel
 
 
 @dataclass(frozen=True)
@@ -231,7 +140,7 @@ class Conditions:
         count = len(self.unknowns.shapes)
         with plainly(inputs) as given:
             leaves, tensors = given[:count], given[count:]
-            self.check(leaves, tensors)
+            check(self, leaves, tensors)
             x0 = ravel(leaves, self.batch_ndim)
             batch, size = x0.shape[:-1], x0.shape[-1]
             flat = x0.reshape(batch.numel(), size)
@@ -251,84 +160,6 @@ class Conditions:
         numbers = [t.reshape(batch) for t in (run.status, run.iterations, run.error)]
         kept = [t.reshape((*batch, *t.shape[1:])) for t in run.kept]
         return (*found, *([] if value is None else [value]), *numbers, *kept)
-
-    def check(self, leaves: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-        """Refuse conditions of another shape than the unknowns, and gradients that would be lost.
-
-        Raises:
-            ValueError: If the conditions do not have the structure of ``x``.
-            RuntimeError: If the conditions depend on something differentiable that is no argument.
-        """
-        if self.levels:
-            return  # was done before it was mapped, or is a tangent of what was
-        x = self.unknowns.spec.unflatten([leaf.detach() for leaf in leaves])
-        with torch.enable_grad(), self.arguments.bound([t.detach() for t in tensors]) as values:
-            before = [leaf._version for leaf in pytree.tree_leaves(x)]
-            got = self.kind.residual(x, *values)
-            value = self.kind.value(x, *values) if self.kind.has_value else None
-        if [leaf._version for leaf in pytree.tree_leaves(x)] != before:
-            raise RuntimeError(
-                f"{self.kind.where}: the function must not change its argument; got one that "
-                "writes into x. Work on x.clone(), or without operations in place."
-            )
-        residuals = self._leaves_like(leaves, got)
-        if residuals and residuals[0].dtype != leaves[0].dtype:
-            raise TypeError(
-                f"{self.kind.where}: the function must return the dtype of x0, {leaves[0].dtype}; "
-                f"got {residuals[0].dtype}. Convert x0 or the parameters."
-            )
-        if self.watched and any(
-            t.requires_grad for t in (*residuals, *([] if value is None else [value]))
-        ):
-            raise RuntimeError(f"{self.kind.where}: {CAPTURED}")
-
-    def _leaves_like(self, leaves: Sequence[Tensor], got: Any) -> list[Tensor]:
-        """The leaves of what a function returned, in the order of ``x`` and of its shapes."""
-        wanted = [tuple(leaf.shape) for leaf in leaves]
-        residuals = in_order_of(self.unknowns.spec, got)
-        shapes = [tuple(t.shape) if isinstance(t, Tensor) else t for t in residuals]
-        if shapes != wanted or not _matches(self.unknowns.spec, got):
-            raise ValueError(
-                f"{self.kind.where}: the function must return what has the structure and shapes of "
-                f"x0, {wanted}; got {shapes}. It gets all samples at once, with their batch "
-                "dimensions in front."
-            )
-        return residuals
-
-    def check_transformed(self, leaves: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-        """Refuse what is captured from around a transform, which nobody sees from within.
-
-        The function is called with constants, so that only what it captures can carry derivatives
-        or a mapped dimension.
-
-        Raises:
-            RuntimeError: If it captures such a tensor.
-        """
-        if torch.compiler.is_compiling():
-            return
-        transformed = torch._C._are_functorch_transforms_active()
-        if not transformed and forward_ad._current_level < 0:
-            return
-
-        def constant(t: Tensor) -> Tensor:
-            value = 0.5 if t.is_floating_point() else 0
-            return torch.full(t.shape, value, dtype=t.dtype, device=t.device)
-
-        x = self.unknowns.spec.unflatten([constant(t) for t in leaves])
-        with torch.enable_grad(), self.arguments.bound([constant(t) for t in tensors]) as values:
-            got = self._leaves_like(leaves, self.kind.residual(x, *values))
-            if self.kind.has_value:
-                got.append(self.kind.value(x, *values))
-        if not self.watched:
-            return
-        for t in got:
-            inner = t
-            captured = forward_ad.unpack_dual(t).tangent is not None
-            while is_functorch_wrapped_tensor(inner):
-                captured = captured or is_batchedtensor(inner) or inner.requires_grad
-                inner = get_unwrapped(inner)
-            if captured or inner.requires_grad:
-                raise RuntimeError(f"{self.kind.where}: {CAPTURED}")
 
     def _report(self, run: Run, batch: torch.Size) -> None:
         x = self.unknowns.spec.unflatten(
@@ -391,27 +222,18 @@ class Conditions:
             for i, g in zip(chosen, found, strict=True):
                 grads[first + i] = g
             return grads
-        pulled: list[Tensor | None] = [None] * len(chosen)
-
-        def pull(function: Callable[..., Tensor], cotangent: Tensor, sign: float) -> None:
-            def of_chosen(*values: Tensor) -> Tensor:
-                return function(x, *_put(tensors, chosen, values))
-
-            _, *rest = vjp(of_chosen, *(tensors[i] for i in chosen))
-            for i, g in enumerate(rest[0](cotangent)):
-                before = pulled[i]
-                g = -g if sign < 0 else g
-                pulled[i] = g if before is None else before + g
-
+        point = [x, *tensors]
+        places = [1 + i for i in chosen]
+        parts: list[tuple[Tensor, ...]] = []
         g_x = self._of_unknowns(outputs, cotangents)
         if g_x is not None:
-            pull(self.residual, self.linear(g_x, x, tensors, kept, True), -1.0)
-        if self.kind.has_value:
-            g_value = cotangents[count]
-            if g_value is not None:
-                pull(self.lagrangian, g_value, 1.0)
-        for i, g in zip(chosen, pulled, strict=True):
-            grads[first + i] = g
+            u = self.linear(g_x, x, tensors, kept, True)
+            parts.append(pull(self.residual, point, places, -u))
+        g_value = cotangents[count] if self.kind.has_value else None
+        if g_value is not None:
+            parts.append(pull(self.lagrangian, point, places, g_value))
+        for i, *pulled in zip(chosen, *parts, strict=True):
+            grads[first + i] = sum(pulled[1:], pulled[0]) if pulled else None
         return grads
 
     def _of_unknowns(self, outputs: Sequence[Tensor], cotangents: Tensors) -> Tensor | None:
@@ -482,161 +304,26 @@ class Conditions:
         """Tangents of the unknowns and of the value."""
         x, tensors, kept = self._parts(inputs, outputs)
         given = tangents[self.starts :]
-        chosen = [i for i, t in enumerate(given) if t is not None]
-        moved = tuple(tensors[i] for i in chosen)
-        along = tuple(t for t in given if t is not None)
-
-        def push(function: Callable[..., Tensor]) -> Tensor:
-            def of_chosen(*values: Tensor) -> Tensor:
-                return function(x, *_put(tensors, chosen, values))
-
-            pushed: Tensor = jvp(of_chosen, moved, along)[1]
-            return pushed
-
-        if not chosen:
+        places = [1 + i for i, t in enumerate(given) if t is not None]
+        if not places:
             return [torch.zeros_like(t) for t in outputs[: self.differentiable]]
-        d_x = -self.linear(push(self.residual), x, tensors, kept, False)
+        point, along = [x, *tensors], [t for t in given if t is not None]
+        d_x = -self.linear(push(self.residual, point, places, along), x, tensors, kept, False)
         pushed = [t.clone() for t in unravel(d_x, x.shape[:-1], self.unknowns.shapes)]
-        return [*pushed, push(self.lagrangian)] if self.kind.has_value else pushed
+        if self.kind.has_value:
+            pushed.append(push(self.lagrangian, point, places, along))
+        return pushed
 
     def map(
         self, size: int, dims: Sequence[int | None], inputs: Tensors
     ) -> tuple["Conditions", Tensors]:
         """Map the conditions, and let the solver see one more batch dimension."""
-        moved = [
-            t if t is None or d is None else t.movedim(d, 0)
-            for t, d in zip(inputs, dims, strict=True)
-        ]
-        for i in range(self.starts):
-            t = moved[i]
-            if dims[i] is None and t is not None:
-                moved[i] = t.expand(size, *t.shape)
+        moved = in_front(size, dims, inputs, range(self.starts))
         level = tuple(None if d is None else 0 for d in dims[self.starts :])
         return replace(self, batch_ndim=self.batch_ndim + 1, levels=(level, *self.levels)), moved
-
-
-def in_order_of(spec: pytree.TreeSpec, tree: Any) -> list[Any]:
-    """The leaves of a tree in the order of a structure, whose dictionaries may differ in theirs."""
-    leaves, own = pytree.tree_flatten(tree)
-    if own == spec or not _matches(spec, tree):
-        return leaves
-    return spec.flatten_up_to(tree)
-
-
-def _matches(spec: pytree.TreeSpec, tree: Any) -> bool:
-    if pytree.tree_structure(tree) == spec:
-        return True
-    try:
-        return all(isinstance(t, Tensor) for t in spec.flatten_up_to(tree))
-    except (ValueError, TypeError):
-        return False
 
 
 def _nothing_to_find(x: Tensor) -> Run:
     """The solution of problems without unknowns."""
     zeros = torch.zeros(len(x), dtype=torch.long, device=x.device)
     return Run(x, zeros, zeros, zeros.to(x), None, (), None)
-
-
-def _put(
-    tensors: Sequence[Tensor], chosen: Sequence[int], values: Sequence[Tensor]
-) -> list[Tensor]:
-    """The tensors with others in the chosen places."""
-    whole = list(tensors)
-    for i, value in zip(chosen, values, strict=True):
-        whole[i] = value
-    return whole
-
-
-@contextmanager
-def plainly(inputs: Sequence[Tensor | None]) -> Iterator[list[Tensor]]:
-    """The inputs where solvers can use them: in full precision, and where derivatives exist."""
-    given = [t for t in inputs if t is not None]
-    full = in_full_precision(given)
-    with torch.inference_mode(False), torch.no_grad(), sharing_the_dual_level(), full:
-        ready = [t.clone() if t.is_inference() else t for t in given]
-        if forward_ad._current_level >= 0:
-            ready = [forward_ad.unpack_dual(t).primal for t in ready]
-        yield ready
-
-
-def find(
-    kind: Kind,
-    x0: Any,
-    params: tuple[Any, ...],
-    *,
-    batch_ndim: int,
-    adjoint: Adjoint | Unrolled,
-    on_failure: OnFailure,
-) -> Solution:
-    """Solve a problem of any kind, with derivatives with respect to everything in ``params``."""
-    check_policy(kind.where, on_failure)
-    unknowns, leaves = Unknowns.of(kind.where, x0, batch_ndim)
-    tensors, arguments = take_apart(params)
-    implicit = OneStep() if isinstance(adjoint, Unrolled) else adjoint
-    watched = torch.is_grad_enabled()
-    problem = Conditions(
-        kind, unknowns, arguments, batch_ndim, implicit, on_failure, watched=watched
-    )
-    problem.check_transformed(leaves, tensors)
-    outputs = solve_implicitly(problem, *(leaf.detach() for leaf in leaves), *tensors)
-    count, after = len(leaves), problem.differentiable
-    found, value = list(outputs[:count]), outputs[count] if kind.has_value else None
-    status, iterations, error = outputs[after : after + 3]
-    if isinstance(adjoint, Unrolled):
-        found = _unrolled(adjoint, problem, [t.detach() for t in found], tensors, status)
-    if on_failure != "raise":
-        solved = status <= int(Status.SOLVED_INACCURATE)
-        found = [paint(t, solved) for t in found]
-        value = None if value is None else paint(value, solved)
-    x = unknowns.spec.unflatten(found)
-    return Solution(x, status, iterations, objective=value, dual_residual=error)
-
-
-def _unrolled(
-    adjoint: Unrolled,
-    problem: Conditions,
-    leaves: list[Tensor],
-    tensors: list[Tensor],
-    status: Tensor,
-) -> list[Tensor]:
-    """Plain torch from the solution on."""
-    from torch.utils.checkpoint import checkpoint
-
-    solved = (status <= int(Status.SOLVED_INACCURATE))[..., None]
-    start = ravel(leaves, problem.batch_ndim)
-
-    def step(x: Tensor, *tensors: Tensor) -> Tensor:
-        # A sample that failed stays where derivatives are finite.
-        x = torch.where(solved, x, start)
-        return torch.where(solved, x - problem.residual(x, *tensors), x)
-
-    x = start
-    for _ in range(adjoint.steps):
-        if adjoint.checkpoint:
-            x = checkpoint(step, x, *tensors, use_reentrant=False)
-        else:
-            x = step(x, *tensors)
-    return unravel(x, x.shape[:-1], problem.unknowns.shapes)
-
-
-def called(function: Callable[..., Any], params: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-    """A module, or a method of one, as a function that has the module among its parameters."""
-    if isinstance(function, nn.Module):
-        return _call, (function, *params)
-    owner = getattr(function, "__self__", None)
-    if isinstance(owner, nn.Module):
-        return _Method(function.__func__), (owner, *params)  # type: ignore[attr-defined]
-    return function, params
-
-
-@dataclass(frozen=True)
-class _Method:
-    function: Callable[..., Any]
-
-    def __call__(self, x: Any, module: nn.Module, *params: Any) -> Any:
-        return self.function(module, x, *params)
-
-
-def _call(x: Any, module: nn.Module, *params: Any) -> Any:
-    return module(x, *params)

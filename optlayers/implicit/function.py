@@ -123,6 +123,18 @@ def in_full_precision(tensors: Tensors) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def plainly(inputs: Sequence[Tensor | None]) -> Iterator[list[Tensor]]:
+    """The inputs where solvers can use them: in full precision, and where derivatives exist."""
+    given = [t for t in inputs if t is not None]
+    full = in_full_precision(given)
+    with torch.inference_mode(False), torch.no_grad(), sharing_the_dual_level(), full:
+        ready = [t.clone() if t.is_inference() else t for t in given]
+        if forward_ad._current_level >= 0:
+            ready = [forward_ad.unpack_dual(t).primal for t in ready]
+        yield ready
+
+
 def _remember(
     ctx: Any, problem: ImplicitProblem, inputs: Tensors, outputs: tuple[Tensor, ...]
 ) -> None:

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from .adjoints import Linearised
-from .function import Tensors, solve_implicitly
+from .batching import in_front
+from .chosen import pull, push
+from .function import Tensors, plainly, solve_implicitly
 
 if TYPE_CHECKING:
     from .conditions import Conditions
@@ -66,8 +68,6 @@ class LinearSystem:
 
     def solve(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Let the adjoint solve."""
-        from .conditions import plainly
-
         with plainly(inputs) as given:
             v, x, tensors, kept = self._split(given)
             batch, n = x.shape[:-1], x.shape[-1]
@@ -133,17 +133,10 @@ class LinearSystem:
         _, x, tensors, _ = self._split(inputs)
         point = [x, *tensors]
         chosen = [i for i, t in enumerate(point) if needed[1 + i] and t.is_floating_point()]
-        if chosen:
-
-            def of_chosen(*values: Tensor) -> Tensor:
-                whole = list(point)
-                for i, value in zip(chosen, values, strict=True):
-                    whole[i] = value
-                return self.product(u, *whole)
-
-            _, *rest = vjp(of_chosen, *(point[i] for i in chosen))
-            for i, t in zip(chosen, rest[0](s), strict=True):
-                grads[1 + i] = -t
+        places = [1 + i for i in chosen]  # the first argument of the product is u
+        if places:
+            for i, t in zip(places, pull(self.product, [u, *point], places, s), strict=True):
+                grads[i] = -t
         return grads
 
     def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
@@ -153,17 +146,10 @@ class LinearSystem:
         point = [x, *tensors]
         right = tangents[0]
         given = tangents[1 : 1 + len(point)]
-        chosen = [i for i, t in enumerate(given) if t is not None]
+        chosen = [1 + i for i, t in enumerate(given) if t is not None]
         if chosen:
-
-            def of_chosen(*values: Tensor) -> Tensor:
-                whole = list(point)
-                for i, value in zip(chosen, values, strict=True):
-                    whole[i] = value
-                return self.product(u, *whole)
-
-            moved = tuple(point[i] for i in chosen)
-            pushed: Tensor = jvp(of_chosen, moved, tuple(t for t in given if t is not None))[1]
+            along = [t for t in given if t is not None]
+            pushed = push(self.product, [u, *point], chosen, along)
             right = -pushed if right is None else right - pushed
         if right is None:
             return [torch.zeros_like(u)]
@@ -173,17 +159,10 @@ class LinearSystem:
         self, size: int, dims: Sequence[int | None], inputs: Tensors
     ) -> tuple["LinearSystem", Tensors]:
         """More columns where only the right-hand side is mapped, else more systems."""
-        moved = [
-            t if t is None or d is None else t.movedim(d, 0)
-            for t, d in zip(inputs, dims, strict=True)
-        ]
         if all(d is None for d in dims[1:]):
-            return replace(self, extra=(True, *self.extra)), moved
+            return replace(self, extra=(True, *self.extra)), in_front(size, dims, inputs)
         end = len(inputs) - self.kept
-        for i in (0, 1, *range(end, len(inputs))):
-            t = moved[i]
-            if dims[i] is None and t is not None:
-                moved[i] = t.expand(size, *t.shape)
+        moved = in_front(size, dims, inputs, (0, 1, *range(end, len(inputs))))
         level = tuple(None if d is None else 0 for d in dims[2:end])
         conditions = replace(
             self.conditions,

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..iteration import DEFAULT_EPS, LOOSE, Iterates, IterativeSolver, Run
+from ..iteration import LOOSE, Iterates, IterativeSolver, Run
 from ..solution import Status
 from .operator import LinearOperator
 from .solver import LinearSolver, Preconditioner
@@ -45,8 +45,7 @@ class IterativeLinearSolver(IterativeSolver, LinearSolver):
                 f"{type(self).__name__}.find: A must have shape (B or 1, m, m) with m = "
                 f"{b.shape[-1]}, the entries of b; got {tuple(A.dense.shape)}."
             )
-        eps_abs = DEFAULT_EPS[b.dtype] if self.eps_abs is None else self.eps_abs
-        eps_rel = DEFAULT_EPS[b.dtype] if self.eps_rel is None else self.eps_rel
+        eps_abs, eps_rel = self.tolerances(b.dtype)
         tolerance = eps_abs + eps_rel * torch.linalg.vector_norm(b, dim=-1)
         run = self.run(self.iterates(A, b, x0, preconditioner))
         error = self.error(A, b, run.x)

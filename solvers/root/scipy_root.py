@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..derivatives import jacobian
-from ..iteration import DEFAULT_EPS, LOOSE, Iterates, Run
+from ..iteration import LOOSE, Iterates, Run
 from ..solution import Status
 from .solver import RootSolver
 
@@ -69,9 +69,7 @@ class ScipyRoot(RootSolver):
         norm = torch.linalg.vector_norm(value, dim=-1)
         error = torch.where(norm == 0, 0.0, error)
 
-        default = DEFAULT_EPS[x0.dtype]
-        eps_abs = default if self.eps_abs is None else self.eps_abs
-        eps_rel = default if self.eps_rel is None else self.eps_rel
+        eps_abs, eps_rel = self.tolerances(x0.dtype)
         tolerance = eps_abs + eps_rel * torch.linalg.vector_norm(x, dim=-1)
         status = torch.full_like(iterations, int(Status.MAX_ITERATIONS))
         status[iterations < self.max_iter] = Status.NUMERICAL_ERROR  # gave up
@@ -100,7 +98,7 @@ class ScipyRoot(RootSolver):
                 x0[i].cpu().numpy().astype(np.float64),
                 method=self.method,
                 jac=derivative,
-                tol=DEFAULT_EPS[x0.dtype] if self.eps_rel is None else self.eps_rel,
+                tol=self.tolerances(x0.dtype)[1],
                 options={LIMITS[self.method]: self.max_iter},
             )
         if self.verbose:

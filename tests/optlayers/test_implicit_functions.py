@@ -316,6 +316,16 @@ REFUSED = {
         ValueError,
         lambda c: ol.minimize(lambda x, c: ((x - c) ** 2).sum(), c, c, bounds=(1.0, -1.0)),
     ),
+    "bounds that cross, beside constraints": (
+        ValueError,
+        lambda c: ol.minimize(
+            lambda x, c: ((x - c) ** 2).sum(),
+            c,
+            c,
+            bounds=(1.0, -1.0),
+            inequalities=lambda x, c: x - 5,
+        ),
+    ),
     "half precision": (TypeError, lambda c: ol.root(cubic, c.half(), c.half())),
     "complex parameters": (
         TypeError,
