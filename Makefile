@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow check lint types doctest docs format bench-qp bench-implicit clean
+.PHONY: help demo test test-slow check lint types doctest docs format bench-qp bench-implicit bench-cone clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
@@ -51,6 +51,9 @@ bench-qp: $(VENV)/.installed-bench  ## time quadratic programs against the peers
 
 bench-implicit: $(VENV)/.installed-bench  ## time fixed points and minimisation against the peers
 	$(BIN)/python benchmarks/implicit.py
+
+bench-cone: $(VENV)/.installed-bench  ## time problems written in cvxpy against the peers
+	$(BIN)/python benchmarks/cone.py
 
 clean:  ## remove the environment and whatever was built
 	rm -rf $(VENV) build dist docs/_build docs/auto_examples docs/sg_execution_times.rst

@@ -4,6 +4,9 @@
 from ._alias import solvers  # isort: split
 
 from .closest_feasible import ClosestFeasible, closest_feasible_qp
+from .cone import cone_program
+from .cvxpy import CvxpyLayer
+from .exact import Exact
 from .failure import SolverWarning
 from .fixed_point import fixed_point
 from .fixed_point_layer import FixedPointLayer
@@ -20,30 +23,52 @@ from .implicit_function import implicit_function
 from .inverse import inverse
 from .least_squares import least_squares
 from .minimize import minimize
-from .qp import Exact, qp
+from .qp import qp
 from .qp_layer import QPLayer
 from .root import root
 from .smoothed import Smoothed
-from .solvers import Solution, SolverError, Status
+from .solvers import (
+    BoxCone,
+    ExponentialCone,
+    GeneralizedPowerCone,
+    NonnegativeCone,
+    PositiveSemidefiniteCone,
+    PowerCone,
+    SecondOrderCone,
+    Solution,
+    SolverError,
+    Status,
+    ZeroCone,
+)
 
 __all__ = [
+    "BoxCone",
     "ClosestFeasible",
+    "CvxpyLayer",
     "Dense",
     "Exact",
+    "ExponentialCone",
     "FixedPoint",
     "FixedPointLayer",
+    "GeneralizedPowerCone",
     "Iterative",
     "Neumann",
+    "NonnegativeCone",
     "OneStep",
     "Phantom",
+    "PositiveSemidefiniteCone",
+    "PowerCone",
     "QPLayer",
+    "SecondOrderCone",
     "Smoothed",
     "Solution",
     "SolverError",
     "SolverWarning",
     "Status",
     "Unrolled",
+    "ZeroCone",
     "closest_feasible_qp",
+    "cone_program",
     "fixed_point",
     "implicit_function",
     "inverse",

@@ -6,37 +6,30 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from solvers.batch import broadcast_shapes, flat
+from solvers.cone.solver import ConeSolver
 from solvers.qp.choose import Automatic
 from solvers.qp.kkt import Factor
 from solvers.qp.quadratic_program import (
     CORE_NDIM,
     QuadraticProgram,
-    broadcast_shapes,
     check,
 )
-from solvers.qp.rows import flat, unstack
+from solvers.qp.rows import unstack
 from solvers.qp.solver import Outcome, QPSolver, unflatten
 from solvers.solution import Solution, Status
 
+from .exact import Exact
 from .failure import OnFailure, check_policy, paint, report
 from .implicit.batching import batch_first
 from .implicit.function import Tensors, solve_implicitly
 from .implicit.kkt import DATA_NDIM, KKTConditions
 from .implicit.system import System
 from .smoothed import Smoothed, smooth_solution
+from .sparse_qp import sparse_qp
 
 # Tolerances for data in single precision or less, whose dependent rows contradict by rounding.
 ROUGH = (1e-6, 1e-6)
-
-
-@dataclass(frozen=True)
-class Exact:
-    """Derivatives of the solution itself, through its active rows.
-
-    Where active rows depend on each other or the solution is not unique, the adjoint system is
-    singular, and its solution of least norm is taken. A row that is active with multiplier zero
-    counts as inactive: at such a kink that is one of the two one-sided derivatives.
-    """
 
 
 def qp(
@@ -49,7 +42,7 @@ def qp(
     lb: Tensor | None = None,
     ub: Tensor | None = None,
     *,
-    solver: QPSolver | None = None,
+    solver: QPSolver | ConeSolver | None = None,
     adjoint: Exact | Smoothed | None = None,
     warm_start: Solution | None = None,
     on_failure: OnFailure = "raise",
@@ -65,6 +58,9 @@ def qp(
     dimensions broadcast against each other: a matrix without them is shared by the batch, factored
     once, and receives the sum of the gradients. The computation runs in float64; results have the
     type of the arguments. Entries of ``h``, ``lb`` and ``ub`` may be infinite.
+
+    ``P``, ``G`` and ``A`` may be sparse (CSR): one pattern for the whole batch, values for each
+    element or for all. Their gradients have the same pattern.
 
     Args:
         P: ``(*batch, n, n)`` positive semidefinite; enters as :math:`(P + P^\top)/2`.
@@ -109,16 +105,23 @@ def qp(
     """
     shape = check("qp", P, q, G, h, A, b, lb, ub)
     check_policy("qp", on_failure)
+    if any(t is not None and t.layout != torch.strided for t in (P, G, A)):
+        if solver is not None and not isinstance(solver, ConeSolver):
+            raise TypeError(
+                f"qp: sparse matrices need a solver as Clarabel(); got {solver!r}."
+                " Leave solver out, or pass dense matrices."
+            )
+        return sparse_qp(P, q, G, h, A, b, lb, ub, solver, adjoint, warm_start, on_failure)
     if solver is not None and not isinstance(solver, QPSolver):
         raise TypeError(
             f"qp: solver must be an object of optlayers.solvers, as ActiveSet(); got {solver!r}."
         )
-    data = [P, q, G, h, A, b, lb, ub]
+    given: list[Tensor | None] = [P, q, G, h, A, b, lb, ub]
     dtype = q.dtype
-    for t in data:
+    for t in given:
         if t is not None and t.dtype != dtype:
             dtype = torch.promote_types(dtype, t.dtype)
-    data = [t if t is None or t.dtype == torch.float64 else t.double() for t in data]
+    data = [t if t is None or t.dtype == torch.float64 else t.double() for t in given]
     if solver is None:
         solver = Automatic() if dtype == torch.float64 else Automatic(*ROUGH)
     # Compiled code makes the factor again: an operator's output shapes may not depend on values.

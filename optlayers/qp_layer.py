@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from solvers.qp.solver import QPSolver
 from solvers.solution import Solution
 
+from .exact import Exact
 from .failure import OnFailure, check_policy
-from .qp import Exact, qp
+from .qp import qp
 from .smoothed import Smoothed
 
 

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from solvers.batch import broadcast_shapes
 from solvers.qp.interior_point import InteriorPoint
-from solvers.qp.quadratic_program import QuadraticProgram, broadcast_shapes
+from solvers.qp.quadratic_program import QuadraticProgram
 from solvers.qp.rows import stack, unstack
 from solvers.solution import SolverError, Status
 

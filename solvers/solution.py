@@ -104,22 +104,27 @@ class Solution:
         return f"Solution({counts or 'empty batch'}; {shapes})"
 
 
-_NAMES = [field.name for field in fields(Solution)]
+def register(cls: type[Solution], name: str) -> None:
+    """Make a kind of solution a pytree. Only what is there counts: vmap refuses None as an output.
+
+    Args:
+        cls: :class:`Solution` or a dataclass derived from it.
+        name: Under which it is serialised.
+    """
+    names = [field.name for field in fields(cls)]
+
+    def flatten(solution: Any) -> tuple[list[Any], tuple[str, ...]]:
+        present = tuple(k for k in names if getattr(solution, k) is not None)
+        return [getattr(solution, k) for k in present], present
+
+    def unflatten(values: Any, present: tuple[str, ...]) -> Solution:
+        given: dict[str, Any] = dict.fromkeys(names)
+        return cls(**given | dict(zip(present, values, strict=True)))
+
+    pytree.register_pytree_node(cls, flatten, unflatten, serialized_type_name=name)
 
 
-# Only what is there counts: vmap would refuse None as an output.
-def _flatten(solution: Solution) -> tuple[list[Any], tuple[str, ...]]:
-    names = tuple(name for name in _NAMES if getattr(solution, name) is not None)
-    return [getattr(solution, name) for name in names], names
-
-
-def _unflatten(values: Any, names: tuple[str, ...]) -> Solution:
-    return Solution(**(dict.fromkeys(_NAMES) | dict(zip(names, values, strict=True))))  # type: ignore[arg-type]
-
-
-pytree.register_pytree_node(
-    Solution, _flatten, _unflatten, serialized_type_name="optlayers.Solution"
-)
+register(Solution, "optlayers.Solution")
 
 
 class SolverError(RuntimeError):

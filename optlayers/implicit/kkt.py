@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.batch import broadcast_shapes, flat
 from solvers.qp import kkt
-from solvers.qp.quadratic_program import CORE_NDIM, broadcast_shapes
-from solvers.qp.rows import flat
+from solvers.qp.quadratic_program import CORE_NDIM
 
 from .batching import batch_first, outer, sum_to
 from .function import Tensors, solve_implicitly

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from solvers._threads import calm
+from solvers.batch import flat
 from solvers.qp import kkt, small
-from solvers.qp.rows import flat, symmetric
+from solvers.qp.rows import symmetric
 
 from .batching import legacy_vmap_level
 from .function import Tensors

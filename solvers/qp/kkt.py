@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from .._threads import available, split, spread
+from ..least_norm import least_norm
 
 # Rows have unit length, so a pivot of S is the squared distance of a row to the span of those
 # before it; below this it depends on them.
 DEPENDENT = 1e-11
-# Eigenvalues of K below this, relative to the largest, count as zero.
-RANK_TOLERANCE = 1e-10
 # A definite matrix with pivots this small, relative to its diagonal, is treated as singular: where
 # pivots shrink, rounding grows, and a zero can come out as 1e-6.
 SINGULAR = 1e-5
@@ -318,29 +317,10 @@ def _least_norm(
     )
     if not bool(K.isfinite().all()):  # the eigenvalue routine would give up on the whole batch
         return torch.full_like(r_x, torch.nan), torch.full_like(r_nu, torch.nan)
-    scale = _equilibrate(K)
-    values, vectors = torch.linalg.eigh(scale[:, None] * K * scale)
-    kept = values.abs() > RANK_TOLERANCE * values.abs().max()
-    inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)[:, None]
-    vectors = scale[:, None] * vectors
-    # Least squares and least norm are meant in the user's units: what lies in the null space of K
-    # itself is taken out on both sides.
-    null, _ = torch.linalg.qr(vectors[:, ~kept])
-    right = torch.cat([r_x, r_nu[index]])
-    t = vectors @ (inverse * (vectors.mT @ (right - null @ (null.mT @ right))))
-    t = t - null @ (null.mT @ t)
+    t = least_norm(K, torch.cat([r_x, r_nu[index]]))
     t_nu = torch.zeros_like(r_nu)
     t_nu[index] = t[n:]
     return t[:n], t_nu
-
-
-def _equilibrate(K: Tensor) -> Tensor:
-    """A diagonal that brings the largest entry of every row near one, so that ranks can be told."""
-    scale = torch.ones_like(K[0])
-    for _ in range(10):
-        largest = (scale[:, None] * K * scale).abs().amax(-1)
-        scale = scale * torch.where(largest > 0, largest, 1.0).rsqrt()
-    return scale
 
 
 def padded_indices(active: Tensor, size: int | None = None) -> tuple[Tensor, Tensor | None]:

@@ -1,11 +1,11 @@
 r"""The quadratic program as users state it, and the one flat form that all solvers read."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from ..batch import broadcast_shapes
 
 # name -> number of core dimensions, the last of which is n for matrices and bounds.
 CORE_NDIM = {"P": 2, "q": 1, "G": 2, "h": 1, "A": 2, "b": 1, "lb": 1, "ub": 1}
@@ -88,15 +88,6 @@ class QuadraticProgram:
             return self
         given = (getattr(self, name) for name in CORE_NDIM)
         return QuadraticProgram.trusted(*(None if t is None else t.to(dtype) for t in given))
-
-
-def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
-    """As torch's, which imports a computer algebra system for it.
-
-    Raises:
-        ValueError: If the shapes do not broadcast.
-    """
-    return torch.Size(np.broadcast_shapes(*map(tuple, shapes)))
 
 
 def check(

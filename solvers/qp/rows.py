@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .._threads import available, split
+from ..batch import flat
 from ..solution import Solution
 from .quadratic_program import QuadraticProgram
 
@@ -67,17 +68,6 @@ class Rows:
             return self
         P, q, C, lower, upper = map(take, (self.P, self.q, self.C, self.lower, self.upper))
         return Rows(P, q, C, lower, upper, batch, self.p, self.m, self.is_linear)
-
-
-def flat(t: Tensor, core: int, batch_shape: torch.Size) -> Tensor:
-    """Merge the leading dimensions of ``t`` to the batch's number, or to 1 if it is shared."""
-    lead = t.shape[: t.ndim - core]
-    if len(lead) == 1 and (lead == batch_shape or lead[0] == 1):
-        return t
-    rest = t.shape[t.ndim - core :]
-    if lead.numel() == 1:
-        return t.reshape(1, *rest)
-    return t.expand(*batch_shape, *rest).reshape(batch_shape.numel(), *rest)
 
 
 # Entries of the matrices stacked at a time, 4 MB: temporaries of this size stay in the outer cache,

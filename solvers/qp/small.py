@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..batch import flat
 from ..solution import Status
 from . import _daqp
 from .judge import measure
 from .quadratic_program import QuadraticProgram
-from .rows import flat
 from .solver import Outcome
 
 Floats = NDArray[np.float64]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._threads import calm, spread
+from ..outcomes import table
 from ..solution import Solution, Status
 from . import kkt
 from .judge import judge
@@ -283,21 +284,3 @@ def polish(rows: Rows, factor: kkt.Factor, active: Tensor, nu: Tensor) -> Start:
         t_x, t_nu = kkt.solve(lambda: (rows.P, rows.C), factor, active, r_x, r_nu, size=rows.count)
         x, multipliers = x + t_x, multipliers + t_nu
     return x[..., 0], multipliers[..., 0]
-
-
-def table(name: str, outcome: Outcome) -> str:
-    """Outcomes in a few lines: how many of each, iterations, worst residuals."""
-    lines = [f"{name}: {outcome.status.numel()} problems"]
-    header = ("status", "count", "iterations", "primal", "dual", "gap")
-    lines.append("  {:<18}{:>7}{:>14}{:>10}{:>10}{:>10}".format(*header))
-    for status in Status:
-        of = outcome.status == status
-        if bool(of.any()):
-            its = outcome.iterations[of]
-            worst = (float(t[of].max()) for t in (outcome.primal, outcome.dual, outcome.gap))
-            lines.append(
-                "  {:<18}{:>7}{:>14}{:>10.1e}{:>10.1e}{:>10.1e}".format(
-                    status.name, int(of.sum()), f"{int(its.min())} to {int(its.max())}", *worst
-                )
-            )
-    return "\n".join(lines)

@@ -1,0 +1,83 @@
+"""Names and options of cvxpylayers, for code that changes its import and nothing else."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from solvers.cone.clarabel import Clarabel
+from solvers.cone.scs import SCS
+from solvers.cone.solver import ConeSolver
+from solvers.qp.solver import QPSolver
+
+# What their solvers are here; None for whatever suits the problem.
+NAMES = {"DIFFCP": None, "MOREAU": None, "CLARABEL": Clarabel, "SCS": SCS}
+# Their options and the fields of ours. Those of the adjoint and of threads have none.
+TOLERANCES = ("eps", "eps_abs", "eps_rel", "tol_gap_abs", "tol_gap_rel", "tol_feas")
+LIMITS = ("max_iter", "max_iters")
+WITHOUT_EFFECT = (
+    "mode", "solve_method", "n_jobs_forward", "n_jobs_backward", "acceleration_lookback",
+    "use_indirect", "verbose", "warm_starts", "lsqr_iters",
+)  # fmt: skip
+SMALLEST = 1e-8  # looser tolerances would not save time
+
+
+def solver_of(
+    solver: QPSolver | ConeSolver | str | None, solver_args: Mapping[str, Any] | None
+) -> QPSolver | ConeSolver | None:
+    """An object for what was given.
+
+    Raises:
+        TypeError: If the solver is neither an object nor a name.
+        ValueError: If a name or an option has no counterpart.
+    """
+    if isinstance(solver, str):
+        solver = _by_name(solver)
+    elif solver is not None and not isinstance(solver, QPSolver | ConeSolver):
+        raise TypeError(
+            "CvxpyLayer: solver must be an object of optlayers.solvers, as Clarabel(); got "
+            f"{solver!r}."
+        )
+    return _with_options(solver, solver_args) if solver_args else solver
+
+
+def _by_name(name: str) -> ConeSolver | None:
+    if name.upper() not in NAMES:
+        raise ValueError(
+            f"CvxpyLayer: expected a solver object, or one of the names {', '.join(NAMES)}; got "
+            f"{name!r}. Leave solver out to have it chosen by the problem."
+        )
+    made = NAMES[name.upper()]
+    instead = "leave it out: it is chosen by the problem" if made is None else f"{made.__name__}()"
+    _deprecated(f"solver={name!r} is a name of cvxpylayers; write {instead}")
+    return None if made is None else made()
+
+
+def _with_options(
+    solver: QPSolver | ConeSolver | None, options: Mapping[str, Any]
+) -> QPSolver | ConeSolver | None:
+    from dataclasses import replace
+
+    unknown = sorted(set(options) - {*TOLERANCES, *LIMITS, *WITHOUT_EFFECT, "solve_method"})
+    if unknown:
+        raise ValueError(
+            f"CvxpyLayer: solver_args may have {', '.join((*TOLERANCES, *LIMITS))}; got "
+            f"{', '.join(unknown)}. Pass a solver object instead, as Clarabel(eps_abs=1e-9)."
+        )
+    method = str(options.get("solve_method", "")).upper()
+    if method in ("SCS", "CLARABEL") and solver is None:
+        solver = SCS() if method == "SCS" else None
+    _deprecated("solver_args is an argument of cvxpylayers; pass a solver object of optlayers")
+    given = [float(options[name]) for name in TOLERANCES if name in options]
+    limits = [int(options[name]) for name in LIMITS if name in options]
+    if solver is None:
+        return None  # what is chosen by the problem is as good as any of their tolerances
+    changes: dict[str, Any] = {}
+    if given:
+        changes = dict.fromkeys(("eps_abs", "eps_rel"), max(min(given), 0.0))
+    if limits:
+        changes["max_iter"] = limits[0]
+    return replace(solver, **changes)
+
+
+def _deprecated(text: str) -> None:
+    warnings.warn(f"CvxpyLayer: {text}.", DeprecationWarning, stacklevel=5)

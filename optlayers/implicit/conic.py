@@ -1,0 +1,420 @@
+r"""Derivatives of cone programs through their optimality conditions.
+
+Slack and multiplier are the two parts of :math:`v = s - z`, so that a change of the data moves the
+solution by
+
+.. math::
+
+    P\,dx + A^\top dz = r_x, \qquad A\,dx + ds = r_s, \qquad (I - D)\,ds + D\,dz = 0
+
+with :math:`D` the derivative of the projection onto the cones at :math:`v`, and
+:math:`r_x = -(dP\,x + dq + dA^\top z)`, :math:`r_s = db - dA\,x`. The system is its own adjoint: it
+maps cotangents of :math:`(x, z)` to :math:`(u_x, u_z)`, and gradients are products of these
+with the solution. Where :math:`D` itself is differentiated, its change acts like a right-hand side
+of the third equation. So one linear system, itself an implicit function, gives derivatives of every
+order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solvers._threads import calm, spread
+from solvers.batch import broadcast_shapes, flat
+from solvers.cone import kkt
+from solvers.cone.clarabel import Clarabel
+from solvers.cone.cone_program import ConeProgram, Instances
+from solvers.cone.product import ConeProduct
+from solvers.cone.solver import ConeSolver
+from solvers.matrix import Matrix
+from solvers.solution import Solution, Status
+
+from ..failure import OnFailure, report, warn
+from .batching import batch_first, outer, sum_to
+from .chosen import pull, push
+from .function import Tensors, solve_implicitly
+
+# Relative residual of the linear system from which a derivative does not exist.
+INACCURATE = 1e-6
+NO_SECOND_DERIVATIVE = (
+    "cone_program: second derivatives exist for zero, nonnegative, box and second-order cones; "
+    "got a program with semidefinite, exponential or power cones. Use first derivatives only, or "
+    "write the constraint with second-order cones."
+)
+
+
+def matrices(inputs: Tensors, n: int, m: int) -> tuple[Matrix | None, Matrix]:
+    """``P`` and ``A`` from the first inputs of either problem: values and index of each."""
+    P, P_index, A, A_index = inputs[:4]
+    assert A is not None
+    quadratic = None if P is None else Matrix(P, P_index, n, n)
+    return quadratic, Matrix(A, A_index, m, n)
+
+
+def matrix_ndim(inputs: Tensors) -> tuple[int, int, int, int]:
+    """Numbers of core dimensions of these four."""
+    return (1 if inputs[1] is not None else 2, 2, 1 if inputs[3] is not None else 2, 2)
+
+
+def symmetric_times(P: Matrix, x: Tensor) -> Tensor:
+    """The symmetric part of ``P`` times ``x``."""
+    return 0.5 * (P.times(x) + P.transposed_times(x))
+
+
+def gradient(M: Matrix, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """``a b' + c d'`` on the pattern of ``M``, summed over what its batch shares."""
+    if M.index is None:
+        return outer(a, b, c, d, M.batch_shape)  # type: ignore[no-any-return]
+    return sum_to(M.outer(a, b) + M.outer(c, d), M.values.shape)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class ConeConditions:
+    """What the solution and the point of the central path have in common: ``vjp`` and ``jvp``.
+
+    Inputs begin with the values and indices of ``P`` and ``A``, ``q, b``. Outputs are ``x, s, z``,
+    the objective, and ``status`` among the rest.
+
+    Attributes:
+        cones: The product of cones.
+        on_failure: Whether to say where a derivative does not exist.
+        mu: Smoothing of the projection.
+    """
+
+    cones: ConeProduct
+    on_failure: OnFailure = "raise"
+    mu: float = 0.0
+
+    @property
+    def differentiable(self) -> int:
+        """The solution and the objective."""
+        return 4
+
+    def _system(
+        self, inputs: Tensors, outputs: Sequence[Tensor], r_x: Tensor, r_s: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        v, status = outputs[1] - outputs[2], outputs[4]
+        system = ConicSystem(self.cones, self.on_failure, self.mu)
+        return solve_implicitly(system, *inputs[:4], v, status, r_x, r_s)[:2]  # type: ignore[return-value]
+
+    def vjp(
+        self,
+        inputs: Tensors,
+        outputs: Sequence[Tensor],
+        cotangents: Tensors,
+        needed: Sequence[bool],
+    ) -> Tensors:
+        """One solve with the system; slack and objective need none of their own."""
+        x, s, z = outputs[:3]
+        P, A = matrices(inputs, x.shape[-1], s.shape[-1])
+        q, b = inputs[4:6]
+        assert q is not None
+        assert b is not None
+        g_x, g_s, g_z, g_value = cotangents[:4]
+        w_x, w_z = torch.zeros_like(x), torch.zeros_like(z)
+        if g_s is not None:  # s = b - A x
+            pulled = A.transposed_times(g_s)
+            g_x = -pulled if g_x is None else g_x - pulled
+        if g_x is not None or g_z is not None:
+            g_x = torch.zeros_like(x) if g_x is None else g_x
+            g_z = torch.zeros_like(z) if g_z is None else g_z
+            u_x, u_z = self._system(inputs, outputs, g_x, g_z)
+            w_x, w_z = -u_x, -u_z
+        if g_s is not None:
+            w_z = w_z - g_s
+        half_x, half_z = torch.zeros_like(x), torch.zeros_like(z)
+        if g_value is not None:  # by the envelope theorem; half of it through the products below
+            half_x, half_z = 0.5 * g_value[..., None] * x, 0.5 * g_value[..., None] * z
+            w_x, w_z = w_x + half_x, w_z + half_z
+        grads: list[Tensor | None] = [None] * len(inputs)
+        if needed[0] and P is not None:
+            grads[0] = 0.5 * gradient(P, w_x, x, x, w_x)
+        if needed[2]:
+            grads[2] = gradient(A, w_z, x, z, w_x)
+        if needed[4]:
+            grads[4] = sum_to(w_x + half_x, q.shape)
+        if needed[5]:
+            grads[5] = sum_to(-(w_z + half_z), b.shape)
+        return grads
+
+    def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
+        """The same solve with the change of the conditions on the right."""
+        x, s, z = outputs[:3]
+        P, A = matrices(inputs, x.shape[-1], s.shape[-1])
+        d_P, _, d_A, _, d_q, d_b = tangents[:6]
+        r_x, r_s = torch.zeros_like(x), torch.zeros_like(s)
+        value = torch.zeros_like(x[..., 0])
+        if d_P is not None and P is not None:
+            moved = symmetric_times(P.with_values(d_P), x)
+            r_x = r_x - moved
+            value = value + 0.5 * (moved * x).sum(-1)
+        if d_q is not None:
+            r_x = r_x - d_q
+            value = value + (d_q * x).sum(-1)
+        if d_b is not None:
+            r_s = r_s + d_b
+        if d_A is not None:
+            moving = A.with_values(d_A)
+            r_x = r_x - moving.transposed_times(z)
+            r_s = r_s - moving.times(x)
+        value = value - (r_s * z).sum(-1)
+        t_x, t_z = self._system(inputs, outputs, r_x, r_s)
+        return [t_x, r_s - A.times(t_x), t_z, value]
+
+
+@dataclass(frozen=True)
+class SolvedConeProgram(ConeConditions):
+    """A cone program that a solver solves.
+
+    Further inputs are a mask of the programs with finite data, and a guess of ``x, s, z``. Outputs
+    are ``x, s, z, objective``, ``status, iterations`` and the three residuals.
+    """
+
+    solver: ConeSolver = field(default_factory=Clarabel)
+    where: str = "cone_program"
+
+    def solve(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Solve, report failures, and make failed elements harmless for derivatives."""
+        q, b, finite, *guess = inputs[4:]
+        assert q is not None
+        assert b is not None
+        P, A = matrices(inputs, q.shape[-1], b.shape[-1])
+        program = ConeProgram(P, q, A, b, self.cones)
+        shape = program.batch_shape
+        start = tuple(flat(t, 1, shape) for t in guess if t is not None)
+        found = self.solver.run(program, start or None)
+        if finite is not None:
+            found.status[~finite.expand(shape).reshape(-1).cpu()] = Status.NUMERICAL_ERROR
+        device = q.device
+        values = (found.x, found.s, found.z, found.objective)
+        rest = (found.status, found.iterations, found.primal, found.dual, found.gap)
+        x, s, z, objective, status, *others = (
+            t.reshape((*shape, *t.shape[1:])).to(device) for t in (*values, *rest)
+        )
+        primal, dual, gap = others[1:]
+        failed = status > Status.SOLVED_INACCURATE
+        if bool(failed.any()):
+            solution = Solution(
+                x, status, others[0], z=z, s=s, objective=objective, primal_residual=primal,
+                dual_residual=dual, duality_gap=gap,
+            )  # fmt: skip
+            self._report(program, solution)
+            x, s, z = (t.masked_fill(failed[..., None], 0.0) for t in (x, s, z))
+            objective = objective.masked_fill(failed, 0.0)
+        return x, s, z, objective, status, *others
+
+    def _report(self, program: ConeProgram, solution: Solution) -> None:
+        if self.on_failure == "raise":
+            data = {"q": program.q, "A": program.A.values, "b": program.b}
+            data |= {} if program.P is None else {"P": program.P.values}
+            for name, t in data.items():
+                wrong = int((~t.isfinite()).sum())
+                if wrong:
+                    raise ValueError(
+                        f"{self.where}: {name} must be finite; got {wrong} entries that are not, "
+                        f"of {t.numel()}. Mend the data, or pass on_failure='ignore' to get NaN "
+                        "for these programs only."
+                    )
+        report(self.where, self.on_failure, solution)
+
+    def fake(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Shapes of the outputs."""
+        q, b = inputs[4:6]
+        assert q is not None
+        assert b is not None
+        P, A = matrices(inputs, q.shape[-1], b.shape[-1])
+        shape = broadcast_shapes(
+            q.shape[:-1], b.shape[:-1], A.batch_shape, *([] if P is None else [P.batch_shape])
+        )
+        vectors = [q.new_empty(*shape, size) for size in (q.shape[-1], b.shape[-1], b.shape[-1])]
+        integers = [q.new_empty(shape, dtype=torch.long) for _ in range(2)]
+        scalars = [q.new_empty(shape) for _ in range(4)]
+        return *vectors, scalars[0], *integers, *scalars[1:]
+
+    def map(
+        self, size: int, dims: Sequence[int | None], inputs: Tensors
+    ) -> tuple["SolvedConeProgram", Tensors]:
+        """Move the mapped dimension to the front."""
+        return self, batch_first(dims, inputs, (*matrix_ndim(inputs), 1, 1, 0, 1, 1, 1))
+
+
+@dataclass(frozen=True)
+class ConicSystem:
+    """The linear system at a point.
+
+    Inputs are the values and indices of ``P`` and ``A``, ``v`` ``(*batch, m)``, ``status``, and the
+    right-hand sides ``r_x`` and ``r_s``. Outputs are ``t_x`` and ``t_z``; zero where the program
+    was not solved.
+
+    Attributes:
+        cones: The product of cones.
+        on_failure: Whether to say where there is no solution.
+        mu: Smoothing of the projection.
+    """
+
+    cones: ConeProduct
+    on_failure: OnFailure = "raise"
+    mu: float = 0.0
+
+    @property
+    def differentiable(self) -> int:
+        """Both outputs."""
+        return 2
+
+    def solve(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Solve for one program after the other, in all threads."""
+        v, status, r_x, r_s = (t for t in inputs[4:] if t is not None)
+        n, m = r_x.shape[-1], r_s.shape[-1]
+        P, A = matrices(inputs, n, m)
+        own = broadcast_shapes(A.batch_shape, v.shape[:-1], *([] if P is None else [P.batch_shape]))
+        full = broadcast_shapes(own, r_x.shape[:-1], r_s.shape[:-1])
+        # Leading dimensions that the system lacks are columns of one right-hand side.
+        aligned = (1,) * (len(full) - len(own)) + tuple(own)
+        lead = next((i for i, size in enumerate(aligned) if size != 1), len(aligned))
+        columns, shape = full[:lead], full[lead:]
+        batch = shape.numel()
+
+        def column(t: Tensor) -> Tensor:
+            t = t.expand(*full, t.shape[-1]).reshape(columns.numel(), batch, t.shape[-1])
+            return t.permute(1, 2, 0).cpu()
+
+        def without_columns(t: Tensor, core: int) -> Tensor:
+            return t.reshape(t.shape[max(t.ndim - core - len(shape), 0) :])
+
+        def grouped(M: Matrix) -> Matrix:
+            return M.with_values(without_columns(M.values, M.core))
+
+        quadratic = None if P is None else grouped(P)
+        vectors = r_x.new_zeros(*shape, n), r_s.new_zeros(*shape, m)
+        instances = Instances(
+            ConeProgram(quadratic, vectors[0], grouped(A), vectors[1], self.cones)
+        )
+        points = without_columns(v, 1).expand(*shape, m).reshape(batch, m).cpu()
+        outcomes = without_columns(status, 0).expand(shape).reshape(batch)
+        solved = (outcomes <= Status.SOLVED_INACCURATE).tolist()
+        right_x, right_s = column(r_x).numpy(), column(r_s).numpy()
+        t_x = np.zeros((batch, n, columns.numel()))
+        t_z = np.zeros((batch, m, columns.numel()))
+        residual = np.zeros(batch)
+
+        def one(i: int) -> None:
+            step = kkt.solve(instances[i], boundary, i, right_x[i], right_s[i])
+            t_x[i], t_z[i], residual[i] = step
+
+        with calm():
+            boundary = kkt.Boundary(self.cones, points, self.mu)
+            spread(one, [i for i in range(batch) if solved[i]])
+        self._report(residual)
+
+        def back(t: np.ndarray) -> Tensor:
+            moved = torch.from_numpy(t).permute(2, 0, 1)
+            moved = moved.clone(memory_format=torch.contiguous_format).view(*full, t.shape[1])
+            return moved.to(v.device)
+
+        return back(t_x), back(t_z)
+
+    def _report(self, residual: "np.typing.NDArray[np.float64]") -> None:
+        count = int((~(residual <= INACCURATE)).sum())
+        if count and self.on_failure != "ignore":
+            warn(
+                f"cone_program: the solutions of {count} of {len(residual)} programs have no exact "
+                f"derivative: the linear system leaves a relative residual of {residual.max():.0e} "
+                "(the solution is degenerate or not unique there). The least-norm solution stands "
+                "in for it; adjoint=ol.Smoothed(mu) gives a derivative everywhere."
+            )
+
+    def fake(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Shapes of the outputs."""
+        v, _, r_x, r_s = (t for t in inputs[4:] if t is not None)
+        P, A = matrices(inputs, r_x.shape[-1], r_s.shape[-1])
+        full = broadcast_shapes(
+            A.batch_shape, v.shape[:-1], r_x.shape[:-1], r_s.shape[:-1],
+            *([] if P is None else [P.batch_shape]),
+        )  # fmt: skip
+        return r_x.new_empty(*full, r_x.shape[-1]), r_s.new_empty(*full, r_s.shape[-1])
+
+    @property
+    def _turns(self) -> bool:
+        """Whether the derivative of the projection changes along with ``v``."""
+        return self.mu > 0 or not self.cones.elementwise
+
+    def _moving(self, v: Tensor, w: Tensor) -> Tensor:
+        return self.cones.derivative(v, w, self.mu)
+
+    def vjp(
+        self,
+        inputs: Tensors,
+        outputs: Sequence[Tensor],
+        cotangents: Tensors,
+        needed: Sequence[bool],
+    ) -> Tensors:
+        """The system is its own adjoint."""
+        v, status, r_x, r_s = inputs[4:]
+        assert v is not None
+        assert r_x is not None
+        assert r_s is not None
+        t_x, t_z = outputs[:2]
+        grads: list[Tensor | None] = [None] * len(inputs)
+        g_x, g_z = cotangents[:2]
+        if g_x is g_z is None:
+            return grads
+        g_x = torch.zeros_like(t_x) if g_x is None else g_x
+        g_z = torch.zeros_like(t_z) if g_z is None else g_z
+        u_x, u_z = solve_implicitly(self, *inputs[:4], v, status, g_x, g_z)[:2]
+        P, A = matrices(inputs, t_x.shape[-1], t_z.shape[-1])
+        if needed[0] and P is not None:
+            grads[0] = -0.5 * gradient(P, u_x, t_x, t_x, u_x)
+        if needed[2]:
+            grads[2] = -gradient(A, u_z, t_x, t_z, u_x)
+        if needed[4] and self._turns:
+            if not self.cones.smooth:
+                raise NotImplementedError(NO_SECOND_DERIVATIVE)
+            t_s, u_s = r_s - A.times(t_x), g_z - A.times(u_x)
+            w, c = (t_s - t_z).broadcast_to(t_z.shape), (u_s - u_z).broadcast_to(t_z.shape)
+            (g_v,) = pull(self._moving, [v.broadcast_to(t_z.shape), w], [0], c)
+            grads[4] = sum_to(g_v, v.shape)
+        if needed[6]:
+            grads[6] = sum_to(u_x, r_x.shape)
+        if needed[7]:
+            grads[7] = sum_to(u_z, r_s.shape)
+        return grads
+
+    def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
+        """Solve again, with the change of the system on the right."""
+        v, status, _, r_s = inputs[4:]
+        assert v is not None
+        assert r_s is not None
+        t_x, t_z = outputs[:2]
+        P, A = matrices(inputs, t_x.shape[-1], t_z.shape[-1])
+        d_P, _, d_A, _, d_v, _, d_x, d_s = tangents
+        right_x = torch.zeros_like(t_x) if d_x is None else d_x
+        right_s = torch.zeros_like(t_z) if d_s is None else d_s
+        if d_P is not None and P is not None:
+            right_x = right_x - symmetric_times(P.with_values(d_P), t_x)
+        if d_A is not None:
+            moving = A.with_values(d_A)
+            right_x = right_x - moving.transposed_times(t_z)
+            right_s = right_s - moving.times(t_x)
+        change = None
+        if d_v is not None and self._turns:
+            if not self.cones.smooth:
+                raise NotImplementedError(NO_SECOND_DERIVATIVE)
+            w = r_s - A.times(t_x) - t_z
+            shape = broadcast_shapes(v.shape, w.shape)
+            change = push(
+                self._moving, [v.broadcast_to(shape), w.broadcast_to(shape)], [0],
+                [d_v.broadcast_to(shape)],
+            )  # fmt: skip
+            right_x = right_x - A.transposed_times(change)
+            right_s = right_s - change
+        pushed_x, pushed_z = solve_implicitly(self, *inputs[:4], v, status, right_x, right_s)[:2]
+        return [pushed_x, pushed_z if change is None else pushed_z + change]
+
+    def map(
+        self, size: int, dims: Sequence[int | None], inputs: Tensors
+    ) -> tuple["ConicSystem", Tensors]:
+        """Move the mapped dimension to the front."""
+        return self, batch_first(dims, inputs, (*matrix_ndim(inputs), 1, 0, 1, 1))

@@ -1,0 +1,27 @@
+"""Leading dimensions: broadcasting them, and merging them to one."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
+    """As torch's, which imports a computer algebra system for it.
+
+    Raises:
+        ValueError: If the shapes do not broadcast.
+    """
+    return torch.Size(np.broadcast_shapes(*map(tuple, shapes)))
+
+
+def flat(t: Tensor, core: int, batch_shape: torch.Size) -> Tensor:
+    """Merge the leading dimensions of ``t`` to the batch's number, or to 1 if it is shared."""
+    lead = t.shape[: t.ndim - core]
+    if len(lead) == 1 and (lead == batch_shape or lead[0] == 1):
+        return t
+    rest = t.shape[t.ndim - core :]
+    if lead.numel() == 1:
+        return t.reshape(1, *rest)
+    return t.expand(*batch_shape, *rest).reshape(batch_shape.numel(), *rest)

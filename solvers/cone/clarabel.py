@@ -1,0 +1,148 @@
+"""Clarabel, a compiled interior-point method for all cones, one program after the other."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._threads import available
+from ..solution import Status
+from .cone import Cone
+from .cone_program import Instance
+from .exponential import ExponentialCone
+from .polyhedral import BoxCone, NonnegativeCone, ZeroCone
+from .positive_semidefinite import PositiveSemidefiniteCone
+from .power import GeneralizedPowerCone, PowerCone
+from .product import ConeProduct
+from .second_order import SecondOrderCone
+from .solver import Answer, ConeSolver, Finder, Point
+from .sparse import Compressed
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+
+
+@dataclass(frozen=True)
+class Clarabel(ConeSolver):
+    """The default: Clarabel's homogeneous embedding, robust on every kind of cone.
+
+    It works on the CPU, a program at a time, in as many threads as torch may use. A warm start is
+    used by Newton's method alone; where that does not arrive, Clarabel starts afresh.
+
+    References:
+        Goulart and Chen, *Clarabel: an interior-point solver for conic programs with quadratic
+        objectives*, 2024.
+    """
+
+    def prepare(self, cones: ConeProduct, batch: int) -> Finder:
+        """Spell the cones once; see :class:`~solvers.cone.solver.ConeSolver`."""
+        import clarabel  # imported when used: it costs every other user of the package time
+        import scipy.sparse as sp
+
+        settings = clarabel.DefaultSettings()
+        settings.verbose = False
+        settings.max_iter = self.max_iter
+        settings.tol_feas = settings.tol_gap_abs = 0.1 * self.eps_abs
+        settings.tol_gap_rel = 0.1 * self.eps_rel
+        settings.presolve_enable = False  # it would drop rows
+        settings.max_threads = 1 if batch > 1 else available()
+        kinds, T = spell(cones)
+        made = [getattr(clarabel, name)(*arguments) for name, arguments in kinds]
+
+        def find(instance: Instance, start: Point | None) -> Answer:
+            A, b = instance.A, instance.b
+            if T is not None:
+                TA = (T @ sp.csc_array((A.data, A.indices, A.indptr), A.shape)).tocsc()
+                A, b = Compressed(TA.data, TA.indices, TA.indptr, TA.shape), T @ b
+            answer = clarabel.DefaultSolver(instance.P, instance.q, A, b, made, settings).solve()
+            claim = _STATUS.get(str(answer.status), Status.NUMERICAL_ERROR)
+            if claim > Status.MAX_ITERATIONS:
+                return Answer(None, claim, answer.iterations)
+            x, z = np.array(answer.x), np.array(answer.z)
+            if T is None:
+                s = np.array(answer.s)
+            else:
+                s, z = instance.b - instance.A.times(x), T.T @ z
+            return Answer(Point(x, s, z), claim, answer.iterations)
+
+        return find
+
+
+# What ends without a definite answer may still be near enough for Newton's method.
+_STATUS = {
+    "Solved": Status.SOLVED,
+    "AlmostSolved": Status.SOLVED_INACCURATE,
+    "MaxIterations": Status.MAX_ITERATIONS,
+    "InsufficientProgress": Status.MAX_ITERATIONS,
+    "PrimalInfeasible": Status.PRIMAL_INFEASIBLE,
+    "AlmostPrimalInfeasible": Status.PRIMAL_INFEASIBLE,
+    "DualInfeasible": Status.DUAL_INFEASIBLE,
+    "AlmostDualInfeasible": Status.DUAL_INFEASIBLE,
+}
+Spelling = list[tuple[str, tuple[Any, ...]]]
+
+
+def spell(cones: ConeProduct) -> "tuple[Spelling, sp.csr_array | None]":
+    """Clarabel's cones, and ``T`` with: ``s`` in ours where ``T s`` in its; None for no change.
+
+    Multipliers of ours are then ``T'`` times its.
+    """
+    import scipy.sparse as sp
+
+    kinds, blocks = [], []
+    for cone in cones.cones:
+        kind, block = _spell(cone)
+        kinds.append(kind)
+        blocks.append(block)
+    if all(block is None for block in blocks):
+        return kinds, None
+    full = [
+        sp.eye_array(cone.rows) if block is None else sp.csr_array(block)
+        for cone, block in zip(cones.cones, blocks, strict=True)
+    ]
+    return kinds, sp.block_diag(full, format="csr")
+
+
+def _spell(cone: Cone) -> tuple[tuple[str, tuple[Any, ...]], Any]:
+    """One cone of Clarabel, and the map into it."""
+    match cone:
+        case ZeroCone():
+            return ("ZeroConeT", (cone.rows,)), None
+        case NonnegativeCone():
+            return ("NonnegativeConeT", (cone.rows,)), None
+        case SecondOrderCone():
+            return ("SecondOrderConeT", (cone.rows,)), None
+        case PositiveSemidefiniteCone():
+            return ("PSDTriangleConeT", (cone.order,)), None
+        case ExponentialCone():
+            # (u, v, w) is in the dual cone where (u - v, -u, e w) is in the cone.
+            dual = np.array([[1.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, np.e]])
+            return ("ExponentialConeT", ()), dual if cone.dual else None
+        case PowerCone():
+            dual = np.diag([1 / cone.alpha, 1 / (1 - cone.alpha), 1.0])
+            return ("PowerConeT", (cone.alpha,)), dual if cone.dual else None
+        case GeneralizedPowerCone():
+            dual = np.diag([1 / a for a in cone.alphas] + [1.0] * cone.dim)
+            kind = ("GenPowerConeT", (list(cone.alphas), cone.dim))
+            return kind, dual if cone.dual else None
+        case BoxCone():
+            T = _box(cone)
+            return ("NonnegativeConeT", (T.shape[0],)), T
+    raise TypeError(
+        f"Clarabel: expected a cone of optlayers.solvers; got {type(cone).__name__}. Write the "
+        "constraint with one of those."
+    )
+
+
+def _box(cone: BoxCone) -> Any:
+    """Rows ``t``, ``s - t lower`` and ``t upper - s``, without those of infinite ends."""
+    lower, upper = np.array(cone.lower), np.array(cone.upper)
+    eye = np.eye(len(lower))
+    below, above = np.isfinite(lower), np.isfinite(upper)
+    return np.vstack(
+        [
+            np.eye(1, cone.rows),
+            np.column_stack((-lower[below], eye[below])),
+            np.column_stack((upper[above], -eye[above])),
+        ]
+    )

@@ -1,0 +1,194 @@
+"""What all solvers of cone programs share: the entry point, refinement, and the verdict."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .._threads import calm, spread
+from ..batch import flat
+from ..outcomes import table
+from ..solution import Solution, Status
+from .cone_program import ConeProgram, Instance, Instances
+from .judge import Candidate, Judge
+from .product import ConeProduct
+
+Floats = NDArray[np.float64]
+# Steps of Newton's method after a solver, which was near enough, and from a user's guess.
+POLISH, FROM_A_GUESS = 3, 10
+
+
+class Point(NamedTuple):
+    """Where a solver begins or ends: ``x`` ``(n)`` and ``s, z`` ``(m)``."""
+
+    x: Floats
+    s: Floats
+    z: Floats
+
+
+class Answer(NamedTuple):
+    """What a solver says of one program.
+
+    Attributes:
+        point: None if it has nothing to show.
+        claim: What it claims.
+        iterations: How many it took.
+    """
+
+    point: Point | None
+    claim: Status
+    iterations: int
+
+
+Finder = Callable[[Instance, Point | None], Answer]
+
+
+@dataclass(eq=False)
+class Outcome:
+    """A judged batch in flat form; see :class:`~solvers.solution.Solution` for the parts."""
+
+    x: Tensor
+    s: Tensor
+    z: Tensor
+    objective: Tensor
+    status: Tensor
+    iterations: Tensor
+    primal: Tensor
+    dual: Tensor
+    gap: Tensor
+
+    @classmethod
+    def empty(cls, batch: int, n: int, m: int) -> "Outcome":
+        """Room for the results, NaN until they are there."""
+
+        def nan(*shape: int) -> Tensor:
+            return torch.full(shape, torch.nan, dtype=torch.float64)
+
+        status = torch.full((batch,), int(Status.NUMERICAL_ERROR))
+        vectors = nan(batch, n), nan(batch, m), nan(batch, m)
+        scalars = nan(batch), nan(batch), nan(batch)
+        return cls(*vectors, nan(batch), status, torch.zeros_like(status), *scalars)
+
+    def put(self, i: int, found: Candidate, status: Status, iterations: int) -> None:
+        """Keep the result of one program; of those without a solution, the status only."""
+        self.status[i], self.iterations[i] = int(status), iterations
+        self.primal[i], self.dual[i], self.gap[i] = found.primal, found.dual, found.gap
+        if status <= Status.MAX_ITERATIONS:
+            self.objective[i] = found.objective
+            for own, value in ((self.x, found.x), (self.s, found.s), (self.z, found.z)):
+                own[i] = torch.from_numpy(value)
+
+
+@dataclass(frozen=True)
+class ConeSolver(ABC):
+    """Base of the solvers of cone programs; a subclass provides ``prepare``.
+
+    After the solver, Newton's method on the optimality conditions takes what is left of the error,
+    so that derivatives are those of a point that is right to rounding.
+
+    Attributes:
+        eps_abs: Absolute tolerance on the primal and dual residuals and on the duality gap.
+        eps_rel: The same relative to the largest term of each.
+        max_iter: Iterations allowed to each program.
+        verbose: Print a table of outcomes.
+    """
+
+    eps_abs: float = 1e-8
+    eps_rel: float = 1e-8
+    max_iter: int = 200
+    verbose: bool = False
+
+    @abstractmethod
+    def prepare(self, cones: ConeProduct, batch: int) -> Finder:
+        """What finds a point of one program after the other, perhaps from several threads."""
+
+    def solve(self, program: ConeProgram, *, warm_start: Solution | None = None) -> Solution:
+        """Solve every program of the batch.
+
+        Args:
+            program: The batch.
+            warm_start: Solution of a batch of the same shape; saves time if it is near.
+
+        Returns:
+            A solution with tensors of the program's dtype. Elements whose ``status`` is beyond
+            SOLVED_INACCURATE hold the best iterate or NaN: look at the status before the values.
+        """
+        double, dtype = program.to(torch.float64), program.q.dtype
+        shape = program.batch_shape
+        start = None
+        if warm_start is not None:
+            parts = (warm_start.x, warm_start.s, warm_start.z)
+            start = tuple(flat(t.double(), 1, shape) for t in parts if t is not None)
+        found = self.run(double, start)
+
+        def back(t: Tensor) -> Tensor:
+            t = t.to(dtype) if t.is_floating_point() else t
+            return t.reshape((*shape, *t.shape[1:])).to(program.q.device)
+
+        return Solution(
+            back(found.x), back(found.status), back(found.iterations), z=back(found.z),
+            s=back(found.s), objective=back(found.objective), primal_residual=back(found.primal),
+            dual_residual=back(found.dual), duality_gap=back(found.gap),
+        )  # fmt: skip
+
+    def run(self, program: ConeProgram, start: tuple[Tensor, ...] | None = None) -> Outcome:
+        """Solve in flat form on the CPU, as many programs at a time as there are threads.
+
+        Args:
+            program: In float64.
+            start: Flat guesses of ``x, s, z``; NaN where there is none.
+        """
+        batch = program.batch_shape.numel()
+        outcome = Outcome.empty(batch, program.n, program.m)
+        if batch:
+            with calm():
+                self._run(Instances(program), outcome, start)
+        if self.verbose:
+            print(table(type(self).__name__, outcome))
+        return outcome
+
+    def _run(
+        self, instances: Instances, outcome: Outcome, start: tuple[Tensor, ...] | None
+    ) -> None:
+        judge = Judge(instances, self.eps_abs, self.eps_rel)
+        left = [i for i in range(instances.batch) if _is_finite(instances[i])]
+        guesses = _guesses(start, left)
+        if guesses:
+            which = list(guesses)
+            near = judge.measure(which, [(g.x, g.s - g.z) for g in guesses.values()])
+            near = judge.refine(which, near, FROM_A_GUESS)
+            for i, candidate in zip(which, near, strict=True):
+                if candidate.error <= 1.0:
+                    outcome.put(i, candidate, Status.SOLVED, 0)
+                    left.remove(i)
+        find = self.prepare(instances.cones, instances.batch)
+        answers = spread(lambda i: find(instances[i], guesses.get(i)), left)
+        found = []
+        for i, answer in zip(left, answers, strict=True):
+            outcome.status[i], outcome.iterations[i] = int(answer.claim), answer.iterations
+            if answer.point is not None:
+                found.append((i, answer.point, answer))
+        which = [i for i, _, _ in found]
+        candidates = judge.measure(which, [(p.x, p.s - p.z) for _, p, _ in found])
+        candidates = judge.refine(which, candidates, POLISH)
+        for (i, _, answer), candidate in zip(found, candidates, strict=True):
+            outcome.put(i, candidate, candidate.status(answer.claim), answer.iterations)
+
+
+def _is_finite(instance: Instance) -> bool:
+    data = (instance.P.data, instance.q, instance.A.data, instance.b)
+    return all(bool(np.isfinite(t).all()) for t in data)
+
+
+def _guesses(start: tuple[Tensor, ...] | None, which: list[int]) -> dict[int, Point]:
+    """The guesses that are there."""
+    if start is None:
+        return {}
+    given = [t.cpu().numpy() for t in start]
+    points = {i: Point(*(t[i if len(t) > 1 else 0] for t in given)) for i in which}
+    return {i: g for i, g in points.items() if all(bool(np.isfinite(t).all()) for t in g)}
