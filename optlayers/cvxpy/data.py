@@ -4,34 +4,31 @@ What no batched parameter enters stays without batch dimensions, so that a solve
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..implicit.linear_map import LinearMap, linear_map
+from ..implicit.compiled import while_tracing
+from ..implicit.linear_map import LinearMap, affine_map
 from .affine import AffineMap
 from .parameters import ParameterSlot
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
+class Part(NamedTuple):
     """Data with the same leading dimensions.
 
     Attributes:
-        slots: The parameters that enter; empty for constants.
-        map_: From their entries to the values; None for constants.
-        offset: The constant part of the values.
+        slots: The parameters that enter; none for constants.
+        key: Name of the map from their entries to the values.
         names: The data, end to end.
         sizes: Their sizes.
     """
 
     slots: tuple[int, ...]
-    map_: LinearMap | None
-    offset: Tensor | None
+    key: str
     names: tuple[str, ...]
     sizes: tuple[int, ...]
 
@@ -61,10 +58,11 @@ class Parts:
             for name, matrix in self.matrices.items()
         }
         self._known: dict[tuple[bool, ...], tuple[Part, ...]] = {}
+        self._maps: list[LinearMap] = []
 
     def __getstate__(self) -> dict[str, object]:
         """Without what is made again when needed."""
-        return self.__dict__ | {"_known": {}}
+        return self.__dict__ | {"_known": {}, "_maps": []}
 
     def sorted_by(self, batched: tuple[bool, ...]) -> tuple[Part, ...]:
         """Constants, what only unbatched parameters enter, and the rest."""
@@ -85,19 +83,30 @@ class Parts:
         stacked = sp.vstack([self.matrices[name] for name in names], format="csr")
         offset = torch.from_numpy(stacked[:, [-1]].toarray()[:, 0])
         sizes = tuple(self.matrices[name].shape[0] for name in names)
-        map_ = None
-        if slots:
-            columns = np.concatenate([self.columns[i] for i in slots])
-            map_ = LinearMap(sp.csr_array(stacked[:, columns]))
-        nothing = bool((offset == 0).all()) and bool(slots)
-        return Part(tuple(slots), map_, None if nothing else offset, tuple(names), sizes)
+        columns = np.concatenate([np.empty(0, np.int64), *[self.columns[i] for i in slots]])
+        anything = bool((offset != 0).any())
+        map_ = LinearMap(sp.csr_array(stacked[:, columns]), offset if anything else None)
+        self._maps.append(map_)
+        return Part(tuple(slots), map_.key, tuple(names), sizes)
 
 
-def _while_tracing(parts: Parts, batched: tuple[bool, ...]) -> tuple[Part, ...]:
-    return parts.sorted_by(batched)
+@while_tracing
+def _written(parts: Parts, batched: tuple[bool, ...]) -> str:
+    """The parts as a string: the compiler takes no other objects from code it does not trace."""
+    return ";".join(
+        "|".join([",".join(map(str, field)) for field in (p.slots, (p.key,), p.names, p.sizes)])
+        for p in parts.sorted_by(batched)
+    )
 
 
-_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def _read(text: str) -> list[Part]:
+    found = []
+    for part in text.split(";"):
+        slots, key, names, sizes = part.split("|")
+        entering = tuple([int(i) for i in slots.split(",")] if slots else [])
+        of_names = tuple(names.split(","))
+        found.append(Part(entering, key, of_names, tuple([int(i) for i in sizes.split(",")])))
+    return found
 
 
 def evaluate(
@@ -114,23 +123,19 @@ def evaluate(
     batched = tuple(v.ndim > len(s.shape) for v, s in zip(values, slots, strict=True))
     entries: dict[int, Tensor] = {}
     data: dict[str, Tensor] = {}
-    for part in _while_tracing(parts, batched):
-        if part.map_ is None:
-            assert part.offset is not None
-            stacked = part.offset.to(like.device)
-        else:
-            for i in part.slots:
-                if i not in entries:
-                    entries[i] = theta_of(slots[i], values[i])
-            given = [entries[i] for i in part.slots]
-            theta = given[0]
-            if len(given) > 1:
-                shape = torch.broadcast_shapes(*(t.shape[:-1] for t in given))
-                theta = torch.cat([t.expand(*shape, t.shape[-1]) for t in given], -1)
-            stacked = linear_map(part.map_, theta)
-            if part.offset is not None:
-                stacked = stacked + part.offset.to(like.device)
-        data |= zip(part.names, stacked.split(part.sizes, -1), strict=True)
+    compiling = torch.compiler.is_compiling()
+    chosen = _read(_written(parts, batched)) if compiling else parts.sorted_by(batched)
+    for entering, key, names, sizes in chosen:
+        for i in entering:
+            if i not in entries:
+                entries[i] = theta_of(slots[i], values[i])
+        given = [entries[i] for i in entering]
+        theta = given[0] if given else like.new_empty(0)
+        if len(given) > 1:
+            shape = torch.broadcast_shapes(*(t.shape[:-1] for t in given))
+            theta = torch.cat([t.expand(*shape, t.shape[-1]) for t in given], -1)
+        stacked = affine_map(key, theta)
+        data |= dict(zip(names, stacked.split(sizes, -1), strict=True))
     return data
 
 

@@ -149,7 +149,8 @@ class QuadraticForm(Form):
             self.curvature = torch.from_numpy(reduced.P_t.toarray())
             diagonal = self.curvature.diagonal()
             self.diagonal = bool((torch.diag(diagonal) == self.curvature).all())
-            self.unit = self.diagonal and bool((diagonal == diagonal[0]).all())
+            equal = self.diagonal and bool((diagonal == diagonal[0]).all())
+            self.factor = float(diagonal[0]) if equal else None
         self.maps = maps
         of_columns = _inverse(np.concatenate((reduced.kept, reduced.eliminated)))
         of_rows = _inverse(np.concatenate((reduced.rows_kept, reduced.rows_used)))
@@ -191,9 +192,9 @@ class QuadraticForm(Form):
     def _curved(self, E: Tensor) -> Tensor:
         """The curvature along t times a matrix with a row for each."""
         assert self.curvature is not None
+        if self.factor is not None:
+            return E if self.factor == 1 else E * self.factor
         curvature = self.curvature.to(E.device)
-        if self.unit:
-            return E if curvature[0, 0] == 1 else E * curvature[0, 0]
         return E * curvature.diagonal()[:, None] if self.diagonal else curvature @ E
 
     def _t(self, data: Data, solution: Solution) -> Tensor:

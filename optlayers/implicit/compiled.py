@@ -72,7 +72,7 @@ _library = torch.library.Library("optlayers", "FRAGMENT")
 _library.define("solve(Tensor?[] inputs, str key) -> Tensor[]")
 
 
-def _while_tracing(function: Callable[..., T]) -> Callable[..., T]:
+def while_tracing(function: Callable[..., T]) -> Callable[..., T]:
     """What torch.compiler.assume_constant_result does, which would import the whole compiler."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -110,7 +110,7 @@ def _unspell(value: Any) -> Any:
     return tuple([_unspell(part) for part in value])
 
 
-@_while_tracing
+@while_tracing
 def _key(spelling: Any) -> str:
     """A name for a problem, as operators take no Python objects.
 
@@ -125,7 +125,7 @@ def _key(spelling: Any) -> str:
     return key
 
 
-@_while_tracing
+@while_tracing
 def _transformed() -> bool:
     return forward_ad._current_level >= 0 or peek_interpreter_stack() is not None
 

@@ -33,10 +33,14 @@ def check_module(
     data = inputs[own:]
 
     def outcome(module: nn.Module) -> tuple[Any, Any]:
-        learned = [p for p in module.parameters() if p.requires_grad]
-        value = module(*data)
+        leaves = [p for p in module.parameters() if p.requires_grad]
+        given = data
+        if not leaves:  # nothing is learned: what comes in stands for it
+            given = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in data)
+            leaves = [t for t in given if t.requires_grad]
+        value = module(*given)
         y = flatten(value)
-        return value, torch.autograd.grad(y, learned, pattern(y), materialize_grads=True)
+        return value, torch.autograd.grad(y, leaves, pattern(y), materialize_grads=True)
 
     def copied(make: Callable[[nn.Module], nn.Module]) -> Callable[[], tuple[Any, Any]]:
         return lambda: (outcome(make(module)), outcome(module))

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -103,7 +102,7 @@ class ConeProgram:
             ) from None
         return program
 
-    @cached_property
+    @property
     def batch_shape(self) -> torch.Size:
         """Leading dimensions, broadcast."""
         shapes = [self.q.shape[:-1], self.A.batch_shape, self.b.shape[:-1]]

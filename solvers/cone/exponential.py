@@ -48,7 +48,7 @@ class ExponentialCone(Cone):
         >>> import torch
         >>> s = ExponentialCone().project(torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64))
         >>> s.round(decimals=4)
-        tensor([0.5408, 0.9343, 1.6668], dtype=torch.float64)
+        tensor([0.4263, 0.7517, 1.3254], dtype=torch.float64)
     """
 
     dual: bool = False

@@ -44,7 +44,7 @@ class GeneralizedPowerCone(Cone):
         >>> import torch
         >>> v = torch.tensor([1.0, 1.0, 3.0, 4.0], dtype=torch.float64)
         >>> GeneralizedPowerCone((0.5, 0.5), dim=2).project(v).round(decimals=4)
-        tensor([3.0000, 3.0000, 1.8000, 2.4000], dtype=torch.float64)
+        tensor([2.3333, 2.3333, 1.4000, 1.8667], dtype=torch.float64)
     """
 
     alphas: tuple[float, ...]

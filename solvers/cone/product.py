@@ -70,17 +70,17 @@ class ConeProduct:
                 )
         return cls(factors)
 
-    @cached_property
+    @property
     def rows(self) -> int:
         """Length of the vectors."""
         return sum(cone.rows for cone in self.cones)
 
-    @cached_property
+    @property
     def smooth(self) -> bool:
         """Whether ``derivative`` may be differentiated by torch: whether it may for every cone."""
         return all(cone.smooth for cone in self.cones)
 
-    @cached_property
+    @property
     def elementwise(self) -> bool:
         """Whether every row is on its own."""
         return all(cone.elementwise for cone in self.cones)
