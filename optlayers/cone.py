@@ -45,7 +45,7 @@ def cone_program(
     device of the arguments. Dense programs with zero and nonnegative cones only go to :func:`qp`.
 
     ``P`` and ``A`` may be sparse (CSR): one pattern for the whole batch, values for each element or
-    for all. Their gradients have the same pattern, and nothing of size ``n`` by ``n`` is made.
+    for all. Their gradients have the same pattern, and large programs never become dense.
 
     Args:
         P: ``(*batch, n, n)`` positive semidefinite; enters as :math:`(P + P^\top)/2`, or None.

@@ -18,6 +18,7 @@ from solvers._threads import calm, spread
 from solvers.batch import flat
 from solvers.cone.central_path import central_point
 from solvers.cone.cone_program import ConeProgram, Instances
+from solvers.cone.judge import Point
 from solvers.cone.product import ConeProduct
 from solvers.solution import Solution, SolverError, Status
 
@@ -74,12 +75,12 @@ class CentralPoint(ConeConditions):
         instances = Instances(program)
 
         def one(i: int) -> None:
-            start = [t[i if len(t) > 1 else 0] for t in given]
-            point = central_point(instances, i, start[0], start[1] - start[2], self.mu)
+            start = Point(*(t[i if len(t) > 1 else 0] for t in given))
+            point = central_point(instances, i, start, self.mu)
             if point is None:
                 outcome[i] = int(Status.NUMERICAL_ERROR)
                 return
-            for own, part in zip(found, point, strict=True):
+            for own, part in zip(found, point[:3], strict=True):
                 own[i] = part
 
         wanted = torch.nonzero(outcome <= Status.SOLVED_INACCURATE).reshape(-1).tolist()

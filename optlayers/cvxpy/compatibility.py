@@ -1,13 +1,17 @@
 """Names and options of cvxpylayers, for code that changes its import and nothing else."""
 
+import sys
 import warnings
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 from solvers.cone.clarabel import Clarabel
 from solvers.cone.scs import SCS
 from solvers.cone.solver import ConeSolver
 from solvers.qp.solver import QPSolver
+
+from ..failure import INSIDE
 
 # What their solvers are here; None for whatever suits the problem.
 NAMES = {"DIFFCP": None, "MOREAU": None, "CLARABEL": Clarabel, "SCS": SCS}
@@ -18,7 +22,7 @@ WITHOUT_EFFECT = (
     "mode", "solve_method", "n_jobs_forward", "n_jobs_backward", "acceleration_lookback",
     "use_indirect", "verbose", "warm_starts", "lsqr_iters",
 )  # fmt: skip
-SMALLEST = 1e-8  # looser tolerances would not save time
+METHODS = ("SCS", "ECOS", "CLARABEL")
 
 
 def solver_of(
@@ -57,15 +61,20 @@ def _with_options(
 ) -> QPSolver | ConeSolver | None:
     from dataclasses import replace
 
-    unknown = sorted(set(options) - {*TOLERANCES, *LIMITS, *WITHOUT_EFFECT, "solve_method"})
+    unknown = sorted(set(options) - {*TOLERANCES, *LIMITS, *WITHOUT_EFFECT})
     if unknown:
         raise ValueError(
             f"CvxpyLayer: solver_args may have {', '.join((*TOLERANCES, *LIMITS))}; got "
             f"{', '.join(unknown)}. Pass a solver object instead, as Clarabel(eps_abs=1e-9)."
         )
     method = str(options.get("solve_method", "")).upper()
-    if method in ("SCS", "CLARABEL") and solver is None:
-        solver = SCS() if method == "SCS" else None
+    if method and method not in METHODS:
+        raise ValueError(
+            f"CvxpyLayer: solve_method may be {', '.join(METHODS)}; got {method}. Leave it out to "
+            "have a solver chosen by the problem."
+        )
+    if method == "SCS" and solver is None:
+        solver = SCS()
     _deprecated("solver_args is an argument of cvxpylayers; pass a solver object of optlayers")
     given = [float(options[name]) for name in TOLERANCES if name in options]
     limits = [int(options[name]) for name in LIMITS if name in options]
@@ -73,11 +82,16 @@ def _with_options(
         return None  # what is chosen by the problem is as good as any of their tolerances
     changes: dict[str, Any] = {}
     if given:
-        changes = dict.fromkeys(("eps_abs", "eps_rel"), max(min(given), 0.0))
+        changes = dict.fromkeys(("eps_abs", "eps_rel"), min(given))
     if limits:
         changes["max_iter"] = limits[0]
     return replace(solver, **changes)
 
 
 def _deprecated(text: str) -> None:
-    warnings.warn(f"CvxpyLayer: {text}.", DeprecationWarning, stacklevel=5)
+    """Warn at the line outside of this package and of torch, as :func:`warn` does."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in INSIDE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"CvxpyLayer: {text}.", DeprecationWarning, stacklevel=level)

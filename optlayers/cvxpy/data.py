@@ -130,7 +130,7 @@ def evaluate(
             if i not in entries:
                 entries[i] = theta_of(slots[i], values[i])
         given = [entries[i] for i in entering]
-        theta = given[0] if given else like.new_empty(0)
+        theta = given[0] if given else like.new_empty(0, dtype=torch.float64)
         if len(given) > 1:
             shape = torch.broadcast_shapes(*(t.shape[:-1] for t in given))
             theta = torch.cat([t.expand(*shape, t.shape[-1]) for t in given], -1)
@@ -141,7 +141,8 @@ def evaluate(
 
 def theta_of(slot: ParameterSlot, value: Tensor) -> Tensor:
     """What enters the maps of a parameter: ``(*batch, *shape)`` to ``(*batch, pieces * size)``."""
-    flat = value.reshape((*value.shape[: value.ndim - len(slot.shape)], -1))
+    core = len(slot.shape)
+    flat = value.flatten(-core) if core else value[..., None]
     if not slot.pieces:
         return flat[..., :0]
     pieces = [_transformed(flat, piece.transform) for piece in slot.pieces]

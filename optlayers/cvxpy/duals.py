@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .affine import FloatArray, IntArray
 from .cones import Rows
@@ -125,18 +126,24 @@ def _semidefinite(
         index = starts[..., None, None] + index
         weight = np.broadcast_to(weight, shape)
         return VariableSlot(name, "dual", shape, index.reshape(-1), weight.reshape(-1).copy())
-    # X is in the cone if and only if [[re, -im], [im, re]] is, whose inner product counts twice.
+    # X is in the cone if and only if M = [[re, -im], [im, re]] is. The inner product of M with Z is
+    # that of X with Z11 + Z22 + i (Z21 - Z12); these sums are unique even where Z is not.
     index, weight = _triangle(2 * order)
     index = index + rows.start
-    real, imag = np.s_[:order, :order], np.s_[order:, :order]
+    first, second = np.s_[:order], np.s_[order:]
+
+    def terms(entries: NDArray[Any], *blocks: tuple[slice, slice]) -> NDArray[Any]:
+        return np.stack([entries[block].reshape(-1) for block in blocks])
+
+    on, off = ((first, first), (second, second)), ((second, first), (first, second))
     return VariableSlot(
         name,
         "dual",
         shape,
-        index[real].reshape(-1),
-        2 * weight[real].reshape(-1),
-        imag_index=index[imag].reshape(-1),
-        imag_weight=2 * weight[imag].reshape(-1),
+        terms(index, *on),
+        terms(weight, *on),
+        imag_index=terms(index, *off),
+        imag_weight=terms(weight, *off) * np.array([[1.0], [-1.0]]),
     )
 
 

@@ -139,6 +139,12 @@ def eliminate(program: CanonicalProgram) -> Reduced:
     return _split(program, columns, rows, pivots)
 
 
+def keep_all(program: CanonicalProgram) -> Reduced:
+    """The program with nothing eliminated, for those who cannot put in what is."""
+    none = np.empty(0, dtype=np.int64)
+    return _split(program, none, none, np.empty(0))
+
+
 def _definitions(program: CanonicalProgram) -> tuple[IntArray, IntArray, FloatArray]:
     """Columns that one equality defines, at most one for each equality, with their coefficients."""
     A = program.A

@@ -9,15 +9,14 @@ from torch import Tensor, nn
 
 from solvers.cone.solver import ConeSolver
 from solvers.qp.solver import QPSolver
-from solvers.solution import Solution, register
+from solvers.solution import Solution, Status, register
 
 from ..exact import Exact
-from ..failure import OnFailure, check_policy
+from ..failure import OnFailure, check_policy, paint
 from ..smoothed import Smoothed
 from .canonical import canonicalise
 from .compatibility import solver_of
 from .data import Parts, evaluate
-from .elimination import eliminate
 from .forms import form_of
 from .outputs import outputs_of
 from .parameters import ParameterSlot
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     import cvxpy as cp
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class CvxpySolution(Solution):
     """A solution whose ``x`` is the tuple of the values that the layer was asked for.
 
@@ -104,13 +103,13 @@ class CvxpyLayer(nn.Module):
         self.adjoint = adjoint
         self.on_failure = on_failure
         program = canonicalise(problem, parameters, variables, gp=gp)
-        self._program, self._reduced = program, eliminate(program)
-        self._solver = solver
+        self._program = program
         self._slots, self._gp, self._maximize = program.parameters, program.gp, program.maximize
         self._set_up(solver_of(solver, solver_args))
 
     def _set_up(self, solver: QPSolver | ConeSolver | None) -> None:
-        self._form = form_of(self._program, self._reduced, solver)
+        self._solver = solver
+        self._form = form_of(self._program, solver)
         self._parts = Parts(self._slots, self._form.maps)
         self._outputs = outputs_of(self._form.slots)
 
@@ -160,9 +159,12 @@ class CvxpyLayer(nn.Module):
         return layer._solve(parameters, warm_start)
 
     def _with_arguments(self, solver_args: Mapping[str, Any]) -> "CvxpyLayer":
+        solver = solver_of(self._solver, solver_args)
+        if solver == self._solver:
+            return self
         other = CvxpyLayer.__new__(CvxpyLayer)
         other.__dict__.update(self.__dict__)
-        other._set_up(solver_of(self._solver, solver_args))
+        other._set_up(solver)
         return other
 
     def _solve(self, parameters: tuple[Tensor, ...], warm_start: Solution | None) -> CvxpySolution:
@@ -171,6 +173,8 @@ class CvxpyLayer(nn.Module):
         bad = None
         if self.on_failure != "raise":
             values, bad = _without_rubbish(self._slots, values)
+        elif not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+            _check_values(self._slots, values)  # elsewhere solvers complain, about their own data
         data = evaluate(self._parts, self._slots, values, like)
         if bad is not None:
             data["q"] = torch.where(bad[..., None], torch.nan, data["q"])
@@ -180,6 +184,10 @@ class CvxpyLayer(nn.Module):
         x, z = self._form.primal(data, found), self._form.dual(data, found)
         objective = found.objective
         assert objective is not None
+        if self.on_failure != "raise":
+            # The data that turn the solution into these must not get a gradient either.
+            solved = found.status <= int(Status.SOLVED_INACCURATE)
+            x, z, objective = (paint(t, solved) for t in (x, z, objective))
         objective = -objective if self._maximize else objective
         objective = objective.exp() if self._gp else objective
 
@@ -256,6 +264,27 @@ def _check(
     return values, torch.get_default_dtype() if dtype is None else dtype
 
 
+def _is_allowed(slot: ParameterSlot, t: Tensor) -> Tensor:
+    """Which entries are finite, and positive if their logarithm is taken."""
+    return t.isfinite() & (t > 0) if _is_logarithmic(slot) else t.isfinite()
+
+
+def _is_logarithmic(slot: ParameterSlot) -> bool:
+    return any(piece.transform == "log" for piece in slot.pieces)
+
+
+def _check_values(slots: Sequence[ParameterSlot], values: Sequence[Tensor]) -> None:
+    for slot, t in zip(slots, values, strict=True):
+        good = _is_allowed(slot, t)
+        if not bool(good.all()):
+            what = "finite and positive" if _is_logarithmic(slot) else "finite"
+            raise ValueError(
+                f"CvxpyLayer: parameter {slot.name} must be {what}; got {int((~good).sum())} "
+                f"entries that are not, of {t.numel()}. Mend the data, or pass "
+                "on_failure='ignore' to get NaN for these elements only."
+            )
+
+
 def _without_rubbish(
     slots: Sequence[ParameterSlot], values: Sequence[Tensor]
 ) -> tuple[list[Tensor], Tensor | None]:
@@ -266,9 +295,7 @@ def _without_rubbish(
     clean, bad = [], None
     for slot, t in zip(slots, values, strict=True):
         core = len(slot.shape)
-        good = t.isfinite()
-        if any(piece.transform == "log" for piece in slot.pieces):
-            good = good & (t > 0)
+        good = _is_allowed(slot, t)
         good = good.flatten(-core).all(-1) if core else good
         clean.append(torch.where(good.reshape((*good.shape, *[1] * core)), t, 1.0))
         bad = ~good if bad is None else bad | ~good

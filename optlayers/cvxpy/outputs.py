@@ -18,7 +18,7 @@ class Reading:
 
     Attributes:
         start: First entry, if they stand there in order and are taken as they are.
-        index: Their places.
+        index: Their places, ``(size)``; or ``(terms, size)``, where the terms are added.
         weight: What they are multiplied by, zero where there is nothing; None for one.
     """
 
@@ -32,7 +32,7 @@ class Reading:
         weight = np.where(index < 0, 0.0, weight)
         index = np.maximum(index, 0)
         plain = bool((weight == 1).all())
-        ordered = plain and len(index) > 0 and bool((np.diff(index) == 1).all())
+        ordered = plain and index.ndim == 1 and len(index) > 0 and bool((np.diff(index) == 1).all())
         return cls(
             int(index[0]) if ordered else None,
             torch.from_numpy(index),
@@ -42,9 +42,13 @@ class Reading:
     def of_vector(self, t: Tensor) -> Tensor:
         """The entries of ``(*batch, size)``, in order."""
         if self.start is not None:
-            return t.narrow(-1, self.start, len(self.index))
-        picked = t.index_select(-1, self.index.to(t.device))
-        return picked if self.weight is None else picked * self.weight.to(t.device)
+            # A copy: what is done to results must not reach what derivatives are made of.
+            return t.narrow(-1, self.start, len(self.index)).clone()
+        picked: Tensor = t.index_select(-1, self.index.to(t.device).flatten())
+        if self.index.ndim == 2:
+            picked = picked.unflatten(-1, self.index.shape)
+        picked = picked if self.weight is None else picked * self.weight.to(t.device)
+        return picked.sum(-2) if self.index.ndim == 2 else picked
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,14 +22,15 @@ NOWHERE = -1  # the index of entries that are zero
 class VariableSlot:
     """Where the entries of one variable, or of a dual variable, are in the solution.
 
-    The value is ``weight * source[index]`` in row-major order, zero where the index is -1.
+    The value is ``weight * source[index]`` in row-major order, zero where the index is -1. An index
+    of shape ``(terms, size)`` stands for the sum over its rows.
 
     Attributes:
         name: The user's name.
         source: Whether to read the primal solution ``x`` or the dual one ``z``.
         shape: The user's shape.
-        index: Where each entry is, shape ``(size,)``.
-        weight: What it is multiplied by, shape ``(size,)``.
+        index: Where each entry is, shape ``(size,)`` or ``(terms, size)``.
+        weight: What it is multiplied by, of the same shape.
         imag_index: The same for imaginary parts; None if the variable is real.
         imag_weight: Their weights; None if the variable is real.
         exp: Whether the exponential of all that is the value, as in geometric programs.
@@ -48,9 +49,10 @@ class VariableSlot:
         """The value, from shapes ``(n,)`` and ``(rows,)`` to ``shape``."""
         # The appended zero is what the index -1 finds.
         solution = np.append(x if self.source == "primal" else z, 0.0)
-        value: NDArray[Any] = solution[self.index] * self.weight
+        value: NDArray[Any] = np.atleast_2d(solution[self.index] * self.weight).sum(0)
         if self.imag_index is not None and self.imag_weight is not None:
-            value = value + 1j * (solution[self.imag_index] * self.imag_weight)
+            imaginary = np.atleast_2d(solution[self.imag_index] * self.imag_weight).sum(0)
+            value = value + 1j * imaginary
         if self.exp:
             value = np.exp(value)
         return value.reshape(self.shape)

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from solvers._threads import calm, spread
 from solvers.batch import broadcast_shapes, flat
-from solvers.cone import kkt
 from solvers.cone.clarabel import Clarabel
 from solvers.cone.cone_program import ConeProgram, Instances
+from solvers.cone.kkt import Boundary, Linearised
 from solvers.cone.product import ConeProduct
 from solvers.cone.solver import ConeSolver
 from solvers.matrix import Matrix
@@ -98,7 +98,8 @@ class ConeConditions:
     ) -> tuple[Tensor, Tensor]:
         v, status = outputs[1] - outputs[2], outputs[4]
         system = ConicSystem(self.cones, self.on_failure, self.mu)
-        return solve_implicitly(system, *inputs[:4], v, status, r_x, r_s)[:2]  # type: ignore[return-value]
+        # The slack itself only tells where to look for the projection, which has no derivative.
+        return solve_implicitly(system, *inputs[:4], v, status, outputs[1], r_x, r_s)[:2]  # type: ignore[return-value]
 
     def vjp(
         self,
@@ -245,9 +246,9 @@ class SolvedConeProgram(ConeConditions):
 class ConicSystem:
     """The linear system at a point.
 
-    Inputs are the values and indices of ``P`` and ``A``, ``v`` ``(*batch, m)``, ``status``, and the
-    right-hand sides ``r_x`` and ``r_s``. Outputs are ``t_x`` and ``t_z``; zero where the program
-    was not solved.
+    Inputs are the values and indices of ``P`` and ``A``, ``v`` ``(*batch, m)``, ``status``, the
+    projection ``s`` of ``v``, and the right-hand sides ``r_x`` and ``r_s``. Outputs are ``t_x`` and
+    ``t_z``; zero where the program was not solved.
 
     Attributes:
         cones: The product of cones.
@@ -266,7 +267,7 @@ class ConicSystem:
 
     def solve(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Solve for one program after the other, in all threads."""
-        v, status, r_x, r_s = (t for t in inputs[4:] if t is not None)
+        v, status, s, r_x, r_s = (t for t in inputs[4:] if t is not None)
         n, m = r_x.shape[-1], r_s.shape[-1]
         P, A = matrices(inputs, n, m)
         own = broadcast_shapes(A.batch_shape, v.shape[:-1], *([] if P is None else [P.batch_shape]))
@@ -292,7 +293,9 @@ class ConicSystem:
         instances = Instances(
             ConeProgram(quadratic, vectors[0], grouped(A), vectors[1], self.cones)
         )
-        points = without_columns(v, 1).expand(*shape, m).reshape(batch, m).cpu()
+        points, slacks = (
+            without_columns(t, 1).expand(*shape, m).reshape(batch, m).cpu() for t in (v, s)
+        )
         outcomes = without_columns(status, 0).expand(shape).reshape(batch)
         solved = (outcomes <= Status.SOLVED_INACCURATE).tolist()
         right_x, right_s = column(r_x).numpy(), column(r_s).numpy()
@@ -301,11 +304,11 @@ class ConicSystem:
         residual = np.zeros(batch)
 
         def one(i: int) -> None:
-            step = kkt.solve(instances[i], boundary, i, right_x[i], right_s[i])
-            t_x[i], t_z[i], residual[i] = step
+            conditions = Linearised(instances[i], boundary, i)
+            t_x[i], t_z[i], residual[i] = conditions.solve(right_x[i], right_s[i])
 
         with calm():
-            boundary = kkt.Boundary(self.cones, points, self.mu)
+            boundary = Boundary(self.cones, points, slacks, self.mu)
             spread(one, [i for i in range(batch) if solved[i]])
         self._report(residual)
 
@@ -328,7 +331,7 @@ class ConicSystem:
 
     def fake(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Shapes of the outputs."""
-        v, _, r_x, r_s = (t for t in inputs[4:] if t is not None)
+        v, _, _, r_x, r_s = (t for t in inputs[4:] if t is not None)
         P, A = matrices(inputs, r_x.shape[-1], r_s.shape[-1])
         full = broadcast_shapes(
             A.batch_shape, v.shape[:-1], r_x.shape[:-1], r_s.shape[:-1],
@@ -352,7 +355,7 @@ class ConicSystem:
         needed: Sequence[bool],
     ) -> Tensors:
         """The system is its own adjoint."""
-        v, status, r_x, r_s = inputs[4:]
+        v, status, s, r_x, r_s = inputs[4:]
         assert v is not None
         assert r_x is not None
         assert r_s is not None
@@ -363,7 +366,7 @@ class ConicSystem:
             return grads
         g_x = torch.zeros_like(t_x) if g_x is None else g_x
         g_z = torch.zeros_like(t_z) if g_z is None else g_z
-        u_x, u_z = solve_implicitly(self, *inputs[:4], v, status, g_x, g_z)[:2]
+        u_x, u_z = solve_implicitly(self, *inputs[:4], v, status, s, g_x, g_z)[:2]
         P, A = matrices(inputs, t_x.shape[-1], t_z.shape[-1])
         if needed[0] and P is not None:
             grads[0] = -0.5 * gradient(P, u_x, t_x, t_x, u_x)
@@ -376,20 +379,20 @@ class ConicSystem:
             w, c = (t_s - t_z).broadcast_to(t_z.shape), (u_s - u_z).broadcast_to(t_z.shape)
             (g_v,) = pull(self._moving, [v.broadcast_to(t_z.shape), w], [0], c)
             grads[4] = sum_to(g_v, v.shape)
-        if needed[6]:
-            grads[6] = sum_to(u_x, r_x.shape)
         if needed[7]:
-            grads[7] = sum_to(u_z, r_s.shape)
+            grads[7] = sum_to(u_x, r_x.shape)
+        if needed[8]:
+            grads[8] = sum_to(u_z, r_s.shape)
         return grads
 
     def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
         """Solve again, with the change of the system on the right."""
-        v, status, _, r_s = inputs[4:]
+        v, status, s, _, r_s = inputs[4:]
         assert v is not None
         assert r_s is not None
         t_x, t_z = outputs[:2]
         P, A = matrices(inputs, t_x.shape[-1], t_z.shape[-1])
-        d_P, _, d_A, _, d_v, _, d_x, d_s = tangents
+        d_P, _, d_A, _, d_v, _, _, d_x, d_s = tangents
         right_x = torch.zeros_like(t_x) if d_x is None else d_x
         right_s = torch.zeros_like(t_z) if d_s is None else d_s
         if d_P is not None and P is not None:
@@ -410,11 +413,11 @@ class ConicSystem:
             )  # fmt: skip
             right_x = right_x - A.transposed_times(change)
             right_s = right_s - change
-        pushed_x, pushed_z = solve_implicitly(self, *inputs[:4], v, status, right_x, right_s)[:2]
+        pushed_x, pushed_z = solve_implicitly(self, *inputs[:4], v, status, s, right_x, right_s)[:2]
         return [pushed_x, pushed_z if change is None else pushed_z + change]
 
     def map(
         self, size: int, dims: Sequence[int | None], inputs: Tensors
     ) -> tuple["ConicSystem", Tensors]:
         """Move the mapped dimension to the front."""
-        return self, batch_first(dims, inputs, (*matrix_ndim(inputs), 1, 0, 1, 1))
+        return self, batch_first(dims, inputs, (*matrix_ndim(inputs), 1, 0, 1, 1, 1))

@@ -4,7 +4,7 @@ Torch's own sparse product has no rule for ``vmap`` or forward mode, and takes f
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 from uuid import uuid4
@@ -89,6 +89,12 @@ class _Product:
 
     key: str
     kind: Literal["affine", "linear", "transposed"] = "affine"
+    # A graph may outlive the layer that made it, so the map stays with whoever saved the problem.
+    kept: LinearMap | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not torch.compiler.is_compiling():
+            object.__setattr__(self, "kept", _maps[self.key])
 
     @property
     def differentiable(self) -> int:

@@ -33,7 +33,7 @@ def check_module(
     data = inputs[own:]
 
     def outcome(module: nn.Module) -> tuple[Any, Any]:
-        leaves = [p for p in module.parameters() if p.requires_grad]
+        leaves: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         given = data
         if not leaves:  # nothing is learned: what comes in stands for it
             given = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in data)

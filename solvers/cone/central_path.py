@@ -1,12 +1,7 @@
 r"""Points of the central path: the optimality conditions with the smoothed projection."""
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .cone_program import Instances
-from .judge import Candidate, Judge
-
-Floats = NDArray[np.float64]
+from .judge import Candidate, Judge, Point
 
 # Where Newton's method has arrived: absolute and relative error of the conditions.
 EPSILON = 1e-11
@@ -15,41 +10,39 @@ MAX_STEPS, MAX_HALVINGS = 50, 30
 FIRST, FACTOR = 1e2, 0.2
 
 
-def central_point(
-    instances: Instances, i: int, x: Floats, v: Floats, mu: float
-) -> tuple[Floats, Floats, Floats] | None:
-    """The point ``x, s, z`` with barrier ``mu``; None if there is none.
+def central_point(instances: Instances, i: int, start: Point, mu: float) -> Candidate | None:
+    """The point with barrier ``mu``; None if there is none.
 
     Args:
         instances: The programs.
         i: Which of them is meant.
-        x: A point to start from ``(n)``, as the solution.
-        v: Slack minus multiplier there ``(m)``.
+        start: A point to start from, as the solution.
         mu: Strength of the barrier.
     """
-    found = _newton(instances, i, x, v, mu)
+    found = _newton(instances, i, start, mu)
     if found is None:  # from far out, where the path is nearly straight
         strength = FIRST * max(1.0, mu)
         while strength > mu:
-            way = _newton(instances, i, x, v, strength)
+            way = _newton(instances, i, start, strength)
             if way is not None:
-                x, v = way.x, way.v
+                start = Point(way.x, way.s, way.z)
             strength *= FACTOR
-        found = _newton(instances, i, x, v, mu)
-    return None if found is None else (found.x, found.s, found.z)
+        found = _newton(instances, i, start, mu)
+    return found
 
 
-def _newton(instances: Instances, i: int, x: Floats, v: Floats, mu: float) -> Candidate | None:
+def _newton(instances: Instances, i: int, start: Point, mu: float) -> Candidate | None:
     """Newton's method with halved steps, until the error is gone or no longer shrinks."""
     judge = Judge(instances, EPSILON, EPSILON, mu)
-    (best,) = judge.measure([i], [(x, v)])
+    (best,) = judge.measure([i], [start])
     for _ in range(MAX_STEPS):
         if best.error <= 1.0:
             return best
-        ((dx, dv),) = judge.steps([i], [best])
+        (conditions,) = judge.linearise([i], [best])
+        step = judge.step(i, best, conditions)
         length = 1.0
         for _ in range(MAX_HALVINGS):
-            (candidate,) = judge.measure([i], [(best.x + length * dx, best.v + length * dv)])
+            (candidate,) = judge.measure([i], [best.moved(step, length)])
             if candidate.norm < (1 - 0.1 * length) * best.norm:
                 break
             length *= 0.5

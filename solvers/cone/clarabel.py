@@ -13,9 +13,10 @@ from .exponential import ExponentialCone
 from .polyhedral import BoxCone, NonnegativeCone, ZeroCone
 from .positive_semidefinite import PositiveSemidefiniteCone
 from .power import GeneralizedPowerCone, PowerCone
+from .judge import Point
 from .product import ConeProduct
 from .second_order import SecondOrderCone
-from .solver import Answer, ConeSolver, Finder, Point
+from .solver import Answer, ConeSolver, Finder
 from .sparse import Compressed
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Clarabel(ConeSolver):
         objectives*, 2024.
     """
 
-    def prepare(self, cones: ConeProduct, batch: int) -> Finder:
+    def prepare(self, cones: ConeProduct, batch: int, eps_abs: float, eps_rel: float) -> Finder:
         """Spell the cones once; see :class:`~solvers.cone.solver.ConeSolver`."""
         import clarabel  # imported when used: it costs every other user of the package time
         import scipy.sparse as sp
@@ -42,8 +43,8 @@ class Clarabel(ConeSolver):
         settings = clarabel.DefaultSettings()
         settings.verbose = False
         settings.max_iter = self.max_iter
-        settings.tol_feas = settings.tol_gap_abs = 0.1 * self.eps_abs
-        settings.tol_gap_rel = 0.1 * self.eps_rel
+        settings.tol_feas = settings.tol_gap_abs = eps_abs
+        settings.tol_gap_rel = eps_rel
         settings.presolve_enable = False  # it would drop rows
         settings.max_threads = 1 if batch > 1 else available()
         kinds, T = spell(cones)
@@ -115,8 +116,8 @@ def _spell(cone: Cone) -> tuple[tuple[str, tuple[Any, ...]], Any]:
         case PositiveSemidefiniteCone():
             return ("PSDTriangleConeT", (cone.order,)), None
         case ExponentialCone():
-            # (u, v, w) is in the dual cone where (u - v, -u, e w) is in the cone.
-            dual = np.array([[1.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, np.e]])
+            # (u, v, w) is in the dual cone where (u - v, -u, w) is in the cone.
+            dual = np.array([[1.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
             return ("ExponentialConeT", ()), dual if cone.dual else None
         case PowerCone():
             dual = np.diag([1 / cone.alpha, 1 / (1 - cone.alpha), 1.0])

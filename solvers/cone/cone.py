@@ -44,6 +44,8 @@ class Cone(ABC):
         rows: Length of the vectors.
         elementwise: Whether every row is on its own, so that :math:`U = I`.
         smooth: Whether ``derivative`` may itself be differentiated by torch, in ``v`` and ``w``.
+        iterative: Whether ``project`` takes a guess of the projection as a third argument, and
+            ``spectrum`` the projection itself, which save time.
 
     References:
         Busseti, Moursi and Boyd, *Solution refinement at regular points of conic problems*,
@@ -52,6 +54,7 @@ class Cone(ABC):
 
     elementwise: ClassVar[bool] = False
     smooth: ClassVar[bool] = False
+    iterative: ClassVar[bool] = False
 
     # A property that exists would keep a dataclass from having a field of that name.
     if TYPE_CHECKING:

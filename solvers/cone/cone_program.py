@@ -190,8 +190,8 @@ class Instances:
         self._q, self._b = (flat(t, 1, shape).cpu().numpy() for t in (program.q, program.b))
         self._P = None if program.P is None else _Entries(program.P, shape, upper=True)
         self._A = _Entries(program.A, shape)
-        zeros = np.zeros(self.n + 1, np.int64)
-        self._no_P = Compressed(np.empty(0), zeros[:0], zeros, (self.n, self.n))
+        diagonal = np.arange(self.n + 1)
+        self._no_P = Compressed(np.zeros(self.n), diagonal[:-1], diagonal, (self.n, self.n))
 
     def __getitem__(self, i: int) -> Instance:
         """Number ``i`` of the flat batch."""

@@ -22,16 +22,18 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
 Floats = NDArray[np.float64]
+Solve = Callable[[Floats], Floats]
 
 # Up to this side a dense factorisation costs less than setting up a sparse one.
 DENSE_SIDE = 160
 # Share of entries from which a matrix counts as filled, and side up to which it may be.
 FILLED, FILLED_SIDE = 0.25, 2000
-# The shift, relative to the largest entry.
-SHIFT = 1e-9
+# Up to this side the factorisation that is quickest to set up is quickest altogether.
+QDLDL_SIDE = 1500
+# The shift, relative to the largest entry; without pivoting, rounding asks for a larger one.
+SHIFT, SPARSE_SHIFT = 1e-9, 1e-8
 # Relative residual at which to stop refining, and from which a solution is none.
 GOOD, BAD = 1e-14, 1e-9
-SPARSE_GOOD = 1e-12  # where a step of refinement costs another factorisation
 ROUGH = 1e-5  # where the solution is a step of an iteration
 REFINEMENTS = 6
 # Side up to which eigenvalues are computed where a matrix is singular.
@@ -44,92 +46,148 @@ def is_dense(side: int, entries: int) -> bool:
     return side <= DENSE_SIDE or (side <= FILLED_SIDE and entries > FILLED * side * side)
 
 
-def solve_dense(P: Tensor, C: Tensor, values: Floats, right: Tensor) -> tuple[Tensor, float]:
-    """Solve with a dense matrix.
+class Dense:
+    """A dense matrix, factored.
 
     Args:
         P: Symmetric ``(n, n)``.
         C: ``(k, n)``.
         values: The diagonal of the last block, not negative ``(k)``.
-        right: ``(n + k, columns)``.
-
-    Returns:
-        The solutions ``(n + k, columns)`` and the largest relative residual.
     """
-    n = len(P)
-    K = torch.cat(
-        [torch.cat([P, C.mT], 1), torch.cat([C, -torch.diag(torch.from_numpy(values))], 1)]
-    )
-    if not right.numel():
-        return right, 0.0
-    if not (bool(K.isfinite().all()) and bool(right.isfinite().all())):
-        return torch.full_like(right, torch.nan), float("inf")
-    shift = SHIFT * max(float(K.abs().max()), TINY)
-    shifted = K.clone()
-    shifted.diagonal()[:n].add_(shift)
-    shifted.diagonal()[n:].sub_(shift)
-    LU, pivots = torch.linalg.lu_factor(shifted)
-    size = right.abs().amax(0).clamp(min=TINY)
-    best, left, residual = torch.zeros_like(right), right, float("inf")
+
+    def __init__(self, P: Tensor, C: Tensor, values: Floats) -> None:
+        """Shift and factor."""
+        n = len(P)
+        corner = -torch.diag(torch.from_numpy(values))
+        self.K = torch.cat([torch.cat([P, C.mT], 1), torch.cat([C, corner], 1)])
+        largest = float(self.K.abs().max()) if self.K.numel() else 0.0
+        self.finite = largest < float("inf")  # False for NaN
+        if self.finite and self.K.numel():
+            shift = SHIFT * max(largest, TINY)
+            shifted = self.K.clone()
+            shifted.diagonal()[:n].add_(shift)
+            shifted.diagonal()[n:].sub_(shift)
+            self.LU, self.pivots = torch.linalg.lu_factor(shifted)
+
+    def solve(self, right: Tensor) -> tuple[Tensor, float]:
+        """Solve for ``(n + k, columns)``; also the largest relative residual."""
+        if not right.numel():
+            return right, 0.0
+        if not (self.finite and bool(right.isfinite().all())):
+            return torch.full_like(right, torch.nan), float("inf")
+        size = right.abs().amax(0).clamp(min=TINY)
+        best, left, residual = torch.zeros_like(right), right, float("inf")
+        for _ in range(REFINEMENTS):
+            solution = best + torch.linalg.lu_solve(self.LU, self.pivots, left)
+            left = right - self.K @ solution
+            relative = float((left.abs().amax(0) / size).max())
+            if not relative < residual:
+                break
+            converged = relative <= GOOD or relative > 0.5 * residual
+            best, residual = solution, relative
+            if converged:
+                break
+        if residual > BAD:
+            best = least_norm(self.K, right)
+            residual = float(((right - self.K @ best).abs().amax(0) / size).max())
+        return best, residual
+
+
+class Sparse:
+    """A sparse matrix, factored; see :class:`Dense`, but for ``P``, an upper triangle.
+
+    Args:
+        P: ``(n, n)``.
+        C: ``(k, n)``.
+        values: ``(k)``.
+    """
+
+    def __init__(self, P: Compressed, C: "sp.csr_array", values: Floats) -> None:
+        """Shift and factor."""
+        self.P, self.C, self.values = P, C, values
+        self.transposed = C.T
+        factored = _by_qdldl if P.shape[0] + len(values) <= QDLDL_SIDE else _by_clarabel
+        self.shifted = factored(P, C, values)
+
+    def _times(self, t: Floats) -> Floats:
+        n = self.P.shape[0]
+        x, nu = t[:n], t[n:]
+        upper = self.P.symmetric_times(x) + self.transposed @ nu
+        return np.concatenate((upper, self.C @ x - self.values * nu))
+
+    def solve(self, right: Floats, *, rough: bool = False) -> tuple[Floats, float]:
+        """Solve for ``(n + k, columns)``; also the largest relative residual.
+
+        A ``rough`` solution is good enough for a step of an iteration.
+        """
+        good, bad = (ROUGH, ROUGH) if rough else (GOOD, BAD)
+        solution, residual = np.zeros_like(right), np.zeros(right.shape[1])
+        for j in range(right.shape[1]):
+            solution[:, j], residual[j] = _refine(self.shifted, self._times, right[:, j], good)
+        unsolved = np.flatnonzero(residual > bad)
+        if len(unsolved) and len(right) <= EIGENVALUES_SIDE:
+            blocks = torch.from_numpy(self.P.symmetric()), torch.from_numpy(self.C.toarray())
+            columns = torch.from_numpy(right[:, unsolved])
+            found, left = Dense(*blocks, self.values).solve(columns)
+            solution[:, unsolved], residual[unsolved] = found.numpy(), left
+        else:
+            for j in unsolved.tolist():
+                solution[:, j], residual[j] = _least_norm_iteratively(self._times, right[:, j])
+        return solution, float(residual.max(initial=0.0))
+
+
+def _refine(shifted: Solve, times: Solve, right: Floats, good: float) -> tuple[Floats, float]:
+    """Refine what the shifted matrix gives; the solution and its relative residual."""
+    size = max(float(abs(right).max(initial=0.0)), TINY)
+    best, left = np.zeros_like(right), right
+    residual = 1.0 if right.any() else 0.0
     for _ in range(REFINEMENTS):
-        solution = best + torch.linalg.lu_solve(LU, pivots, left)
-        left = right - K @ solution
-        relative = float((left.abs().amax(0) / size).max())
+        if residual <= good:
+            break
+        solution = best + shifted(left)
+        left = right - times(solution)
+        relative = float(abs(left).max()) / size
         if not relative < residual:
             break
-        converged = relative <= GOOD or relative > 0.5 * residual
+        slow = relative > 0.5 * residual
         best, residual = solution, relative
-        if converged:
+        if slow:
             break
-    if residual > BAD:
-        best = least_norm(K, right)
-        residual = float(((right - K @ best).abs().amax(0) / size).max())
     return best, residual
 
 
-def solve_sparse(
-    P: Compressed, C: "sp.csc_array", values: Floats, right: Floats, *, rough: bool = False
-) -> tuple[Floats, float]:
-    """Solve with a sparse matrix; see :func:`solve_dense`, but for ``P``, an upper triangle.
+def _by_qdldl(P: Compressed, C: "sp.csr_array", values: Floats) -> Solve:
+    """One factorisation without pivoting, for many right-hand sides."""
+    import qdldl  # imported when used, as what follows: they take their time
+    import scipy.sparse as sp
 
-    The sparse factorisation is Clarabel's, for whom a program with equalities only is one system
-    of this kind, shifted and refined. A ``rough`` solution is not refined further.
-    """
-    n, C_rows = P.shape[0], C.tocsr()
-
-    def times(t: Floats) -> Floats:
-        x, nu = t[:n], t[n:]
-        return np.concatenate((P.symmetric_times(x) + C.T @ nu, C_rows @ x - values * nu))
-
-    solution, residual = np.empty_like(right), np.zeros(right.shape[1])
-    for j in range(right.shape[1]):
-        solution[:, j], residual[j] = _solve_column(
-            P, C, values, times, right[:, j], ROUGH if rough else SPARSE_GOOD
-        )
-    bad = np.flatnonzero(residual > (ROUGH if rough else BAD))
-    if len(bad) and len(right) <= EIGENVALUES_SIDE:
-        blocks = torch.from_numpy(P.symmetric()), torch.from_numpy(C.toarray())
-        found, left = solve_dense(*blocks, values, torch.from_numpy(right[:, bad]))
-        solution[:, bad], residual[bad] = found.numpy(), left
-    else:
-        for j in bad.tolist():
-            solution[:, j], residual[j] = _least_norm_iteratively(times, right[:, j])
-    return solution, float(residual.max(initial=0.0))
+    n, k = P.shape[0], len(values)
+    C.sort_indices()
+    largest = max(abs(P.data).max(initial=0.0), abs(C.data).max(initial=0.0), TINY)
+    shift = SPARSE_SHIFT * largest
+    # Columns of the upper triangle: those of P, whose diagonal is stored, then the rows of C.
+    data = np.empty(P.nnz + C.nnz + k)
+    indices = np.empty(len(data), np.int64)
+    data[: P.nnz], indices[: P.nnz] = P.data, P.indices
+    data[P.indptr[1:] - 1] += shift
+    row = np.repeat(np.arange(k), np.diff(C.indptr))
+    places = P.nnz + row + np.arange(C.nnz)
+    data[places], indices[places] = C.data, C.indices
+    ends = P.nnz + C.indptr[1:] + np.arange(k)
+    data[ends], indices[ends] = -values - shift, n + np.arange(k)
+    indptr = np.concatenate((P.indptr, ends + 1))
+    upper = sp.csc_matrix((data, indices, indptr), (n + k, n + k))
+    solve: Solve = qdldl.Solver(upper, upper=True).solve
+    return solve
 
 
-def _solve_column(
-    P: Compressed,
-    C: "sp.csc_array",
-    values: Floats,
-    times: Callable[[Floats], Floats],
-    right: Floats,
-    good: float,
-) -> tuple[Floats, float]:
-    r"""One column, by a program with a variable more for each :math:`\lambda_i > 0`.
+def _by_clarabel(P: Compressed, C: "sp.csr_array", values: Floats) -> Solve:
+    r"""The blocked factorisation of Clarabel, several times as fast where factors fill up.
 
-    Minimising :math:`\tfrac12 x^\top P x - r_x^\top x + \tfrac12 \|u\|^2` subject to
-    :math:`C x + \Lambda^{1/2} u = r_\nu` leaves :math:`u = -\Lambda^{1/2} \nu` and so
-    :math:`C x - \Lambda \nu = r_\nu`.
+    To a program with equalities only its answer is the solution of one such system. Minimising
+    :math:`\tfrac12 x^\top P x - r_x^\top x + \tfrac12 \|u\|^2` subject to :math:`C x +
+    \Lambda^{1/2} u = r_\nu` leaves :math:`u = -\Lambda^{1/2} \nu` and :math:`C x - \Lambda \nu
+    = r_\nu`. Every solve factors again.
     """
     import clarabel  # imported when used: it costs every other user of the package time
 
@@ -143,43 +201,28 @@ def _solve_column(
         np.concatenate((P.indptr, P.indptr[-1] + ends)),
         (n + extra, n + extra),
     )
+    by_column = C.tocsc()
     rows = Compressed(
-        np.concatenate((C.data, np.sqrt(values[soft]))),
-        np.concatenate((C.indices, soft)),
-        np.concatenate((C.indptr, C.indptr[-1] + ends)),
+        np.concatenate((by_column.data, np.sqrt(values[soft]))),
+        np.concatenate((by_column.indices, soft)),
+        np.concatenate((by_column.indptr, by_column.indptr[-1] + ends)),
         (k, n + extra),
     )
     settings = clarabel.DefaultSettings()
     settings.verbose, settings.presolve_enable, settings.max_threads = False, False, 1
     settings.max_iter = 1
-    size = max(float(abs(right).max(initial=0.0)), TINY)
-    best, left, solver = np.zeros(n + k), right, None
-    residual = 1.0 if right.any() else 0.0
-    for _ in range(REFINEMENTS):
-        if residual <= good:
-            break
-        linear = np.concatenate((-left[:n], np.zeros(extra)))
-        if solver is None:
-            cones = [clarabel.ZeroConeT(k)]
-            solver = clarabel.DefaultSolver(quadratic, linear, rows, left[n:], cones, settings)
-        else:
-            solver.update(q=linear, b=left[n:])
+    none = np.zeros(extra)
+
+    def solve(right: Floats) -> Floats:
+        linear, cones = np.concatenate((-right[:n], none)), [clarabel.ZeroConeT(k)]
+        solver = clarabel.DefaultSolver(quadratic, linear, rows, right[n:], cones, settings)
         answer = solver.solve()
-        solution = best + np.concatenate((answer.x[:n], answer.z))
-        left = right - times(solution)
-        relative = float(abs(left).max()) / size
-        if not relative < residual:
-            break
-        slow = relative > 0.1 * residual
-        best, residual = solution, relative
-        if slow:
-            break
-    return best, residual
+        return np.concatenate((answer.x[:n], answer.z))
+
+    return solve
 
 
-def _least_norm_iteratively(
-    times: Callable[[Floats], Floats], right: Floats
-) -> tuple[Floats, float]:
+def _least_norm_iteratively(times: Solve, right: Floats) -> tuple[Floats, float]:
     from scipy.sparse.linalg import LinearOperator, lsmr
 
     side = len(right)

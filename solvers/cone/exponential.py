@@ -2,7 +2,7 @@ r"""The exponential cone and its dual, by a root-finding problem in one variable
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from .cone import Cone, Number, Spectrum, apply, is_positive
 from .dual_path import refuse_central_path_of_dual
 from .exponential_path import PathPoint, exponential_path
+from .logistic import logaddexp, sigmoid
 from .monotone_root import decreasing_root
 
 # At this slope a ray of the boundary agrees with its limit (0, 0, 1), in any precision.
@@ -52,21 +53,29 @@ class ExponentialCone(Cone):
     """
 
     dual: bool = False
+    iterative: ClassVar[bool] = True
 
     @property
     def rows(self) -> int:
         """Always 3."""
         return 3
 
-    def project(self, v: Tensor, mu: Number = 0.0) -> Tensor:
+    def project(self, v: Tensor, mu: Number = 0.0, near: Tensor | None = None) -> Tensor:
         """The nearest point, or a point of the central path; see :meth:`Cone.project`.
+
+        Args:
+            v: See there.
+            mu: See there.
+            near: A guess of the nearest point ``(*batch, 3)``.
 
         Raises:
             NotImplementedError: For ``mu > 0`` and the dual cone.
         """
         if is_positive(mu):
             return self._path(v, mu).s
-        return v + _solve(-v).nearest if self.dual else _solve(v).nearest
+        if self.dual:
+            return v + _solve(-v, None if near is None else near - v).nearest
+        return _solve(v, near).nearest
 
     def derivative(self, v: Tensor, w: Tensor, mu: Number = 0.0) -> Tensor:
         """See :meth:`Cone.derivative`.
@@ -76,8 +85,13 @@ class ExponentialCone(Cone):
         """
         return apply(self.spectrum(v, mu), w)
 
-    def spectrum(self, v: Tensor, mu: Number = 0.0) -> Spectrum:
+    def spectrum(self, v: Tensor, mu: Number = 0.0, nearest: Tensor | None = None) -> Spectrum:
         """In closed form for ``mu = 0``; see :meth:`Cone.spectrum`.
+
+        Args:
+            v: See there.
+            mu: See there.
+            nearest: The nearest point ``(*batch, 3)``, if it is known.
 
         Raises:
             NotImplementedError: For ``mu > 0`` and the dual cone.
@@ -86,7 +100,10 @@ class ExponentialCone(Cone):
             values, frame = torch.linalg.eigh(self._path(v, mu).jacobian)
             values = values.clamp(0, 1)
         else:
-            _, values, frame = _solve(-v if self.dual else v)
+            if nearest is not None and not self.dual:
+                values, frame = _at(v, nearest)
+            else:  # for the dual cone, what is known of -v would have lost its digits to v
+                _, values, frame = _solve(-v if self.dual else v)
             values = 1 - values if self.dual else values
         return Spectrum(values, lambda a: frame.mT @ a, lambda a: frame @ a)
 
@@ -135,7 +152,7 @@ def _rays(slope: Tensor) -> _Rays:
     )
 
 
-def _slope(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+def _slope(v: Tensor, guess: Tensor | None) -> Tensor:
     r"""The slope of the ray that is nearest, given that it is neither a face nor the apex.
 
     The multiples of the rays are :math:`\alpha = ((\rho - 1) x + y) / (\rho^2 - \rho + 1)` and
@@ -144,6 +161,7 @@ def _slope(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     has one root; it is found after taking logarithms on both sides, in the logit of the place
     between the ends, because then it is almost linear.
     """
+    x, y, z = v.unbind(-1)
     safe_x, safe_y = torch.where(x == 0, 1.0, x), torch.where(y == 0, 1.0, y)
     high = torch.where(y > 0, x / safe_y, STEEPEST).clamp(max=STEEPEST)
     low = torch.where(x > 0, (1 - y / safe_x).clamp(min=FLATTEST), 2 * high + FLATTEST)
@@ -155,7 +173,7 @@ def _slope(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     log_plus, log_minus = torch.log(torch.relu(z)), torch.log(torch.relu(-z))
 
     def place(logit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        above, below = width * torch.sigmoid(logit), width * torch.sigmoid(-logit)
+        above, below = width * sigmoid(logit), width * sigmoid(-logit)
         return torch.where(logit > 0, high - below, low + above), above, below
 
     def evaluate(logit: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,12 +184,16 @@ def _slope(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         square_turn = (2 * slope - 1) / (slope * slope - slope + 1)
         log_alpha, alpha_turn = torch.log(alpha) - square + slope, x / alpha - square_turn + 1
         log_beta, beta_turn = torch.log(beta) - square - slope, -y / beta - square_turn - 1
-        left, right = torch.logaddexp(log_alpha, log_minus), torch.logaddexp(log_beta, log_plus)
+        left, right = logaddexp(log_alpha, log_minus), logaddexp(log_beta, log_plus)
         turn = torch.exp(log_beta - right) * beta_turn - torch.exp(log_alpha - left) * alpha_turn
-        return right - left, turn * above * torch.sigmoid(-logit)
+        return right - left, turn * above * sigmoid(-logit)
 
     end = torch.full_like(x, 100.0)
-    return place(decreasing_root(evaluate, -end, end))[0]
+    start = None
+    if guess is not None:
+        start = torch.log(torch.relu(guess - low)) - torch.log(torch.relu(high - guess))
+        start = torch.where(start.isnan(), 0.0, start).clamp(-100.0, 100.0)
+    return place(decreasing_root(evaluate, -end, end, start))[0]
 
 
 def _polish(unit: Tensor, slope: Tensor) -> Tensor:
@@ -184,8 +206,40 @@ def _polish(unit: Tensor, slope: Tensor) -> Tensor:
     return torch.where(improves, better, slope)
 
 
-def _solve(v: Tensor) -> _Split:
-    """The nearest point of the primal cone and the derivative there."""
+def _slope_of(s: Tensor) -> Tensor:
+    """The slope of the ray through a point; of points on no ray, any number."""
+    return s[..., 0] / torch.where(s[..., 1] > 0, s[..., 1], 1.0)
+
+
+def _between(rays: _Rays, along: Tensor, against: Tensor) -> Tensor:
+    """The eigenvalue between 0 and 1, for the lengths of both parts."""
+    kept, lost = along * rays.primal_turn, against * rays.dual_turn
+    some = kept + lost > 0
+    return torch.where(some, kept / torch.where(some, kept + lost, 1.0), 0.0)
+
+
+def _at(v: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors where the nearest point ``s`` of the primal cone is known."""
+    z = s - v
+    apex, polar, on_face = (v == 0).all(-1), (s == 0).all(-1), s[..., 1] == 0
+    inside = apex | ((z == 0).all(-1) & ~on_face)
+    regular = ~(inside | polar | on_face)
+    rays = _rays(torch.where(regular, _slope_of(s), 0.0).clamp(FLATTEST, STEEPEST))
+    lengths = torch.linalg.vector_norm(s, dim=-1), torch.linalg.vector_norm(z, dim=-1)
+    zero, one = torch.zeros_like(s[..., 0]), torch.ones_like(s[..., 0])
+    last = torch.where(on_face, (v[..., 2] >= 0).to(v.dtype), _between(rays, *lengths))
+    values = torch.stack([one, zero, last], -1)
+    values = torch.where(polar[..., None], 0.0, values)
+    frame = torch.stack([rays.primal, rays.dual, rays.across], -1)
+    eye = torch.eye(3, dtype=v.dtype, device=v.device)
+    return (
+        torch.where(inside[..., None], 1.0, values),
+        torch.where(regular[..., None, None], frame, eye),
+    )
+
+
+def _solve(v: Tensor, near: Tensor | None = None) -> _Split:
+    """The nearest point of the primal cone and the derivative there, perhaps from a guess."""
     size = v.abs().amax(-1, keepdim=True)
     size = torch.where(size > 0, size, 1.0)
     unit = v / size
@@ -201,12 +255,11 @@ def _solve(v: Tensor) -> _Split:
 
     # Elements that need no root get a harmless problem of their own.
     outside = torch.where(regular[..., None], unit, unit.new_tensor([1.0, 1.0, 0.0]))
-    rays = _rays(_polish(unit, _slope(*outside.unbind(-1))))
+    guess = None if near is None else _slope_of(near)
+    rays = _rays(_polish(unit, _slope(outside, guess)))
     along = torch.relu((unit * rays.primal).sum(-1))
     against = torch.relu(-(unit * rays.dual).sum(-1))
-    kept, lost = along * rays.primal_turn, against * rays.dual_turn
-    some = kept + lost > 0
-    between = torch.where(some, kept / torch.where(some, kept + lost, 1.0), 0.0)
+    between = _between(rays, along, against)
 
     zero, one = torch.zeros_like(x), torch.ones_like(x)
     on_ray = along[..., None] * rays.primal

@@ -14,15 +14,25 @@ from numpy.typing import NDArray
 
 from .._threads import spread
 from ..solution import Status
-from . import kkt
 from .cone_program import Instance, Instances
+from .kkt import Boundary, Linearised
 
 Floats = NDArray[np.float64]
 
 # Residuals up to this multiple of the tolerance are inaccurate, beyond it there is no solution.
 INACCURATE = 1e3
 # Share of the tolerance at which Newton's method has nothing to better.
-EXACT = 1e-5
+EXACT = 1e-4
+# A step that shrinks the error by as much is worth another one with the same factor.
+QUICKLY = 1e-2
+
+
+class Point(NamedTuple):
+    """A point ``x`` ``(n)`` with slack and multiplier ``s, z`` ``(m)``, or a step between two."""
+
+    x: Floats
+    s: Floats
+    z: Floats
 
 
 class Candidate(NamedTuple):
@@ -48,10 +58,9 @@ class Candidate(NamedTuple):
     gap: float
     error: float
 
-    @property
-    def v(self) -> Floats:
-        """Slack minus multiplier."""
-        return self.s - self.z
+    def moved(self, step: Point, length: float = 1.0) -> Point:
+        """The point some way along a step."""
+        return Point(*(a + length * d for a, d in zip(self[:3], step, strict=True)))
 
     @property
     def norm(self) -> float:
@@ -93,15 +102,16 @@ class Judge:
         self.instances, self.mu = instances, mu
         self.eps_abs, self.eps_rel = eps_abs, eps_rel
 
-    def measure(self, which: list[int], points: list[tuple[Floats, Floats]]) -> list[Candidate]:
-        """Candidates from pairs ``x, v``, one for each program in ``which``."""
+    def measure(self, which: list[int], points: list[Point]) -> list[Candidate]:
+        """Candidates near points, one for each program in ``which``."""
         if not which:
             return []
-        v = np.stack([v for _, v in points])
-        s = self.instances.cones.project(torch.from_numpy(v), self.mu).numpy()
+        v = np.stack([p.s - p.z for p in points])
+        near = torch.from_numpy(np.stack([p.s for p in points]))
+        s = self.instances.cones.project(torch.from_numpy(v), self.mu, near).numpy()
 
         def one(j: int) -> Candidate:
-            return self._measure(self.instances[which[j]], points[j][0], s[j], s[j] - v[j])
+            return self._measure(self.instances[which[j]], points[j].x, s[j], s[j] - v[j])
 
         return [one(j) for j in range(len(which))]
 
@@ -124,39 +134,48 @@ class Judge:
     def _excess(self, residual: float, scale: float) -> float:
         return residual / (self.eps_abs + self.eps_rel * scale)
 
-    def steps(self, which: list[int], at: list[Candidate]) -> list[tuple[Floats, Floats]]:
-        """Newton's steps in ``x`` and ``v``, one for each program in ``which``."""
-        v = torch.from_numpy(np.stack([c.v for c in at]))
-        boundary = kkt.Boundary(self.instances.cones, v, self.mu)
+    def linearise(self, which: list[int], at: list[Candidate]) -> list[Linearised]:
+        """The conditions around candidates, one for each program in ``which``."""
+        s = np.stack([c.s for c in at])
+        v = s - np.stack([c.z for c in at])
+        cones = self.instances.cones
+        boundary = Boundary(cones, torch.from_numpy(v), torch.from_numpy(s), self.mu)
+        return spread(
+            lambda j: Linearised(self.instances[which[j]], boundary, j), range(len(which))
+        )
 
-        def one(j: int) -> tuple[Floats, Floats]:
-            instance, c = self.instances[which[j]], at[j]
-            right = -c.r_x[:, None], -c.r_s[:, None]
-            step = kkt.solve(instance, boundary, j, *right, rough=True)
-            dx, dz = step.x[:, 0], step.z[:, 0]
-            return dx, -c.r_s - instance.A.times(dx) - dz
-
-        return spread(one, range(len(which)))
+    def step(self, i: int, at: Candidate, conditions: Linearised) -> Point:
+        """Newton's step of program ``i``, with the conditions around that or a nearby point."""
+        step = conditions.solve(-at.r_x[:, None], -at.r_s[:, None], rough=True)
+        dx = step.x[:, 0]
+        return Point(dx, -at.r_s - self.instances[i].A.times(dx), step.z[:, 0])
 
     def refine(self, which: list[int], start: list[Candidate], max_steps: int) -> list[Candidate]:
         """Better candidates by Newton's method, each as long as it does get better.
 
         The projection has kinks, so this is safe near a solution only: a step that does not shrink
-        the error is not taken.
+        the error is not taken. As long as steps shrink it a lot, the conditions around the first
+        point serve the next ones as well.
         """
         best = list(start)
+        known: dict[int, Linearised] = {}
         going = list(range(len(which)))
         for _ in range(max_steps):
             going = [j for j in going if EXACT < best[j].error < float("inf")]
             if not going:
                 break
-            programs = [which[j] for j in going]
-            steps = self.steps(programs, [best[j] for j in going])
-            moved = [
-                (best[j].x + dx, best[j].v + dv) for j, (dx, dv) in zip(going, steps, strict=True)
-            ]
+            fresh = [j for j in going if j not in known]
+            if fresh:
+                made = self.linearise([which[j] for j in fresh], [best[j] for j in fresh])
+                known.update(zip(fresh, made, strict=True))
+            steps = spread(lambda j: self.step(which[j], best[j], known[j]), going)
+            moved = [best[j].moved(step) for j, step in zip(going, steps, strict=True)]
             better = []
-            for j, candidate in zip(going, self.measure(programs, moved), strict=True):
+            for j, candidate in zip(
+                going, self.measure([which[j] for j in going], moved), strict=True
+            ):
+                if not candidate.error < QUICKLY * best[j].error:
+                    known.pop(j)
                 if candidate.error < best[j].error:
                     best[j] = candidate
                     better.append(j)

@@ -57,15 +57,17 @@ class Boundary:
     Args:
         cones: The cones.
         v: Slack minus multiplier ``(B, m)``.
+        s: The slack.
         mu: Smoothing of the projection, see :meth:`solvers.cone.cone.Cone.project`.
     """
 
-    def __init__(self, cones: ConeProduct, v: Tensor, mu: float = 0.0) -> None:
+    def __init__(self, cones: ConeProduct, v: Tensor, s: Tensor, mu: float = 0.0) -> None:
         """Take the spectrum of all cones, those of a kind at once."""
         self.m = cones.rows
         self.parts: list[tuple[Floats, Floats | None, NDArray[np.int64]]] = []
         for cone, index in cones.groups:
-            spectrum = cone.spectrum(v[:, index], mu)
+            guess = (s[:, index],) if cone.iterative else ()
+            spectrum = cone.spectrum(v[:, index], mu, *guess)
             frames = None
             if not cone.elementwise:
                 eye = torch.eye(cone.rows, dtype=v.dtype)
@@ -96,36 +98,43 @@ class Boundary:
         return sp.csr_array(parts, (len(indptr) - 1, self.m)), np.concatenate(kept_values)
 
 
-def solve(
-    instance: Instance,
-    boundary: Boundary,
-    i: int,
-    r_x: Floats,
-    r_s: Floats,
-    *,
-    rough: bool = False,
-) -> Step:
-    """Solve the system of one program; the least-norm solution where it is singular.
+class Linearised:
+    """The system of one program at one point, factored.
 
     Args:
         instance: The program.
         boundary: Of a batch of points.
         i: Which of them is meant.
-        r_x: ``(n, columns)``.
-        r_s: ``(m, columns)``.
-        rough: Whether a few digits suffice.
     """
-    W, values = boundary.of(i)
-    n, P, A = len(instance.q), instance.P, instance.A
-    if direct.is_dense(n + len(values), 2 * P.nnz):
-        W_dense = torch.from_numpy(W.toarray())
-        C = W_dense @ torch.from_numpy(A.dense())
-        right = torch.cat([torch.from_numpy(r_x), W_dense @ torch.from_numpy(r_s)])
-        t, residual = direct.solve_dense(torch.from_numpy(P.symmetric()), C, values, right)
-        return Step(t[:n].numpy(), (W_dense.mT @ t[n:]).numpy(), residual)
-    import scipy.sparse as sp
 
-    C = (W @ sp.csc_array((A.data, A.indices, A.indptr), A.shape)).tocsc()
-    columns = np.concatenate((r_x, W @ r_s))
-    solution, residual = direct.solve_sparse(P, C, values, columns, rough=rough)
-    return Step(solution[:n], W.T @ solution[n:], residual)
+    def __init__(self, instance: Instance, boundary: Boundary, i: int) -> None:
+        """Factor, by whatever suits size and sparsity."""
+        W, values = boundary.of(i)
+        P, A = instance.P, instance.A
+        self.n, self.W = len(instance.q), W
+        self.dense: direct.Dense | None = None
+        if direct.is_dense(self.n + len(values), 2 * P.nnz):
+            self.W_dense = torch.from_numpy(W.toarray())
+            C = self.W_dense @ torch.from_numpy(A.dense())
+            self.dense = direct.Dense(torch.from_numpy(P.symmetric()), C, values)
+        else:
+            import scipy.sparse as sp
+
+            WA = W @ sp.csc_array((A.data, A.indices, A.indptr), A.shape)
+            self.sparse = direct.Sparse(P, WA, values)
+
+    def solve(self, r_x: Floats, r_s: Floats, *, rough: bool = False) -> Step:
+        """Solve; the least-norm solution where the system is singular.
+
+        Args:
+            r_x: ``(n, columns)``.
+            r_s: ``(m, columns)``.
+            rough: Whether a few digits suffice.
+        """
+        if self.dense is not None:
+            right = torch.cat([torch.from_numpy(r_x), self.W_dense @ torch.from_numpy(r_s)])
+            t, residual = self.dense.solve(right)
+            return Step(t[: self.n].numpy(), (self.W_dense.mT @ t[self.n :]).numpy(), residual)
+        columns = np.concatenate((r_x, self.W @ r_s))
+        solution, residual = self.sparse.solve(columns, rough=rough)
+        return Step(solution[: self.n], self.W.T @ solution[self.n :], residual)

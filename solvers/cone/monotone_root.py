@@ -7,21 +7,28 @@ from torch import Tensor
 
 # Newton's method alone takes 5 to 10; the rest is for elements that must bisect first.
 STEPS = 22
+# After a step of Newton's method as short as this, relative to 1 or the point, rounding is all that
+# is left: the square root of the precision with something to spare.
+SHORT = 0.1
 
 
 def decreasing_root(
-    evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, high: Tensor
+    evaluate: Callable[[Tensor], tuple[Tensor, Tensor]],
+    low: Tensor,
+    high: Tensor,
+    start: Tensor | None = None,
 ) -> Tensor:
     r"""Newton's method that bisects where it leaves the bracket or does not halve its step.
 
-    If the function has no sign change, the end is approached where its value is nearest to 0. The
-    number of steps is fixed, so that nothing waits for a GPU and the code may be mapped by
-    ``torch.func.vmap``.
+    If the function has no sign change, the end is approached where its value is nearest to 0. Only
+    on a CPU, outside of transforms, it is asked whether all are done; elsewhere the number of steps
+    is fixed. Elements that are done stay where they are, so that the company does not matter.
 
     Args:
         evaluate: Gives value and slope, shape ``(*batch)``, at a point ``(*batch)``.
         low: Left ends, shape ``(*batch)``.
         high: Right ends, shape ``(*batch)``.
+        start: Where to begin; by default in the middle.
 
     Returns:
         The evaluated points whose values are nearest to 0, shape ``(*batch)``.
@@ -29,12 +36,15 @@ def decreasing_root(
     References:
         Press, Teukolsky, Vetterling and Flannery, *Numerical Recipes*, 3rd ed. (2007), section 9.4.
     """
-    x = (low + high) / 2
+    x = (low + high) / 2 if start is None else start
     step = high - low
     best, error = x, torch.full_like(x, torch.inf)
+    running = torch.ones_like(x, dtype=torch.bool)
+    short = torch.zeros_like(running)
+    asking = x.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
     for _ in range(STEPS):
         value, slope = evaluate(x)
-        better = value.abs() < error
+        better = running & (value.abs() < error)
         best, error = torch.where(better, x, best), torch.where(better, value.abs(), error)
         positive = value > 0
         low, high = torch.where(positive, x, low), torch.where(positive, high, x)
@@ -43,4 +53,8 @@ def decreasing_root(
         trusted = (newton >= low) & (newton <= high) & ((newton - x).abs() <= step.abs() / 2)
         following = torch.where(trusted, newton, (low + high) / 2)
         step, x = following - x, following
+        running = running & ~short
+        if asking and not bool(running.any()):
+            break
+        short = trusted & (step.abs() <= SHORT * torch.finfo(x.dtype).eps ** 0.5 * (1 + x.abs()))
     return best

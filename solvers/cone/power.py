@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .cone import Cone, Number, Spectrum, apply, check_count, is_positive, per_row
 from .dual_path import refuse_central_path_of_dual
+from .logistic import logaddexp, sigmoid
 from .monotone_root import decreasing_root
 from .smooth_relu import smooth_relu
 
@@ -264,7 +265,7 @@ def _moreau(u0: Tensor, length: Tensor, alpha: Tensor) -> _Split:
     start = torch.where(regular, u0, 0.0)
 
     def evaluate(logit: Tensor) -> tuple[Tensor, Tensor]:
-        ratio, rest = torch.sigmoid(logit), torch.sigmoid(-logit)
+        ratio, rest = sigmoid(logit), sigmoid(-logit)
         log_ratio = _log_sigmoid(logit)
         log_c = 2 * torch.log(R) + log_ratio + log_ratio - logit
         root = torch.sqrt(start * start + 4 * alpha * torch.exp(log_c))
@@ -278,7 +279,7 @@ def _moreau(u0: Tensor, length: Tensor, alpha: Tensor) -> _Split:
 
     end = torch.full_like(R, min(100.0, -0.98 * math.log(tiny)))
     logit = decreasing_root(evaluate, -end, end)
-    ratio, rest = torch.sigmoid(logit), torch.sigmoid(-logit)
+    ratio, rest = sigmoid(logit), sigmoid(-logit)
     c = R * R * ratio * rest
     u = smooth_relu(start, alpha * c)
     below = smooth_relu(-start, alpha * c)
@@ -292,7 +293,7 @@ def _moreau(u0: Tensor, length: Tensor, alpha: Tensor) -> _Split:
     weight = (negative + at_zero / 2).sum(-1, keepdim=True)
     log_limit = torch.where(u0 < 0, log_alpha - torch.log(u0.abs()), torch.log(u0.abs()))
     log_limit = torch.where(u0 == 0, log_alpha / 2, log_limit)
-    limit = torch.sigmoid(2 * (alpha * log_limit).sum(-1, keepdim=True))
+    limit = sigmoid(2 * (alpha * log_limit).sum(-1, keepdim=True))
     limit = torch.where(weight < 0.5, one, torch.where(weight > 0.5, 0.0, limit))
     limit = torch.where(inside, 1.0, torch.where(polar, 0.0, limit))
 
@@ -328,14 +329,14 @@ def _central_path(u0: Tensor, length: Tensor, alpha: Tensor, mu: Number) -> _Spl
         eta, u, below = point(logit)
         log_mean = (alpha * torch.log(u)).sum(-1, keepdim=True)
         log_k = torch.log(2 * mu * eta) - 2 * log_mean
-        share = torch.sigmoid(log_k)
+        share = sigmoid(log_k)
         value = torch.log(R) - log_mean - _log_sigmoid(logit) / 2
         value = value + _log_sigmoid(-log_k)
         # d log u_i / d log m_i is below / (u + below).
         growth = alpha * below / (u + below) * (2 * alpha * eta) / (2 * alpha * eta + 1 - alpha)
-        mean_turn = growth.sum(-1, keepdim=True) * torch.sigmoid(logit)
-        eta_turn = torch.sigmoid(logit)
-        slope = mean_turn + torch.sigmoid(-logit) / 2 + share * (eta_turn - 2 * mean_turn)
+        mean_turn = growth.sum(-1, keepdim=True) * sigmoid(logit)
+        eta_turn = sigmoid(logit)
+        slope = mean_turn + sigmoid(-logit) / 2 + share * (eta_turn - 2 * mean_turn)
         return value, -slope
 
     end = torch.full_like(R, -0.45 * math.log(torch.finfo(u0.dtype).tiny))
@@ -345,7 +346,7 @@ def _central_path(u0: Tensor, length: Tensor, alpha: Tensor, mu: Number) -> _Spl
     d, e = u / root, below / root
     log_mean = (alpha * torch.log(u)).sum(-1, keepdim=True)
     log_k = torch.log(2 * mu * eta) - 2 * log_mean
-    rest, ratio = torch.sigmoid(log_k), torch.sigmoid(-log_k)
+    rest, ratio = sigmoid(log_k), sigmoid(-log_k)
     m = 2 * alpha * eta + 1 - alpha
     tau = (alpha * e * (2 * (eta - 1) * alpha / m)).sum(-1, keepdim=True)
     numerator = ratio / (2 * eta) + ratio * tau
@@ -364,4 +365,4 @@ def _central_path(u0: Tensor, length: Tensor, alpha: Tensor, mu: Number) -> _Spl
 
 
 def _log_sigmoid(t: Tensor) -> Tensor:
-    return -torch.logaddexp(-t, torch.zeros_like(t))
+    return -logaddexp(-t, torch.zeros_like(t))

@@ -105,16 +105,23 @@ class ConeProduct:
         ]
         return elementwise + [(cone, torch.tensor(rows)) for cone, rows in starts.items()]
 
-    def project(self, v: Tensor, mu: Number = 0.0) -> Tensor:
+    def project(self, v: Tensor, mu: Number = 0.0, near: Tensor | None = None) -> Tensor:
         r"""Every cone's nearest point or central path; see :meth:`Cone.project`.
 
         Args:
             v: ``(*batch, rows)``.
             mu: A float, or a positive tensor ``(*batch)``.
+            near: A guess of the projection ``(*batch, rows)``, which saves time.
         """
         self._check("project", v=v)
         inner = _per_cone(mu)
-        return self._map(lambda cone, part: cone.project(part, inner), v)
+
+        def work(cone: Cone, part: Tensor, *guess: Tensor) -> Tensor:
+            return (
+                cone.project(part, inner, *guess) if cone.iterative else cone.project(part, inner)
+            )
+
+        return self._map(work, v, *([] if near is None else [near]))
 
     def derivative(self, v: Tensor, w: Tensor, mu: Number = 0.0) -> Tensor:
         r"""The product :math:`D(v) w`; see :meth:`Cone.derivative`.

@@ -14,14 +14,12 @@ from .exponential import ExponentialCone
 from .polyhedral import BoxCone, NonnegativeCone, ZeroCone
 from .positive_semidefinite import PositiveSemidefiniteCone
 from .power import PowerCone
+from .judge import Point
 from .product import ConeProduct
 from .second_order import SecondOrderCone
-from .solver import Answer, ConeSolver, Finder, Point
+from .solver import Answer, ConeSolver, Finder
 
 Integers = NDArray[np.int64]
-
-# Its last digits cost the most, and Newton's method after it gets them for a few steps.
-LOOSEST = 1e-7
 
 
 @dataclass(frozen=True)
@@ -40,24 +38,27 @@ class SCS(ConeSolver):
 
     max_iter: int = 100_000
 
-    def prepare(self, cones: ConeProduct, batch: int) -> Finder:
+    def prepare(self, cones: ConeProduct, batch: int, eps_abs: float, eps_rel: float) -> Finder:
         """Sort the rows once; see :class:`~solvers.cone.solver.ConeSolver`."""
         import scipy.sparse as sp
         import scs  # imported when used: it costs every other user of the package time
 
+        if not cones.rows:
+            raise ValueError("SCS: at least one row is needed; got none. Use Clarabel().")
         order, described = _arrange(cones)
         back = np.argsort(order)
         settings: dict[str, Any] = {
             "verbose": False,
-            "eps_abs": max(0.1 * self.eps_abs, min(LOOSEST, self.eps_abs)),
-            "eps_rel": max(0.1 * self.eps_rel, min(LOOSEST, self.eps_rel)),
+            "eps_abs": eps_abs,
+            "eps_rel": eps_rel,
             "eps_infeas": 1e-8,
             "max_iters": self.max_iter,
         }
 
         def find(instance: Instance, start: Point | None) -> Answer:
             P, q, A, b = instance
-            rows = sp.csc_array((A.data, back[A.indices], A.indptr), A.shape)
+            # Sorting happens in place, and the data are not ours.
+            rows = sp.csc_array((A.data.copy(), back[A.indices], A.indptr), A.shape)
             rows.sort_indices()
             data = {"A": sp.csc_matrix(rows), "b": b[order], "c": q}
             if P.nnz:
@@ -102,8 +103,9 @@ class _Kind(NamedTuple):
 
 _KINDS = (
     _Kind("z", lambda c: isinstance(c, ZeroCone), lambda c: c.rows),
-    _Kind("l", lambda c: isinstance(c, NonnegativeCone), lambda c: c.rows),
-    _Kind("box", lambda c: isinstance(c, BoxCone), lambda c: c),
+    # A box cone without a box is a ray, which SCS refuses.
+    _Kind("l", lambda c: isinstance(c, NonnegativeCone) or c == BoxCone((), ()), lambda c: c.rows),
+    _Kind("box", lambda c: isinstance(c, BoxCone) and c.rows > 1, lambda c: c),
     _Kind("q", lambda c: isinstance(c, SecondOrderCone), lambda c: c.rows),
     _Kind("s", lambda c: isinstance(c, PositiveSemidefiniteCone), lambda c: c.order),
     _Kind("ep", lambda c: isinstance(c, ExponentialCone) and not c.dual, lambda c: 1),

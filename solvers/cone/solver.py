@@ -15,20 +15,15 @@ from ..batch import flat
 from ..outcomes import table
 from ..solution import Solution, Status
 from .cone_program import ConeProgram, Instance, Instances
-from .judge import Candidate, Judge
+from .judge import Candidate, Judge, Point
 from .product import ConeProduct
 
 Floats = NDArray[np.float64]
-# Steps of Newton's method after a solver, which was near enough, and from a user's guess.
-POLISH, FROM_A_GUESS = 3, 10
-
-
-class Point(NamedTuple):
-    """Where a solver begins or ends: ``x`` ``(n)`` and ``s, z`` ``(m)``."""
-
-    x: Floats
-    s: Floats
-    z: Floats
+# A solver's last digits cost it the most, where rounding sets in; Newton's method gets them for a
+# few steps. Only where that fails the solver has to get as near as it can.
+NEAR, AS_NEAR_AS_IT_CAN = 1e-6, 0.1
+# Steps of Newton's method after a solver, and from a user's guess.
+POLISH, FROM_A_GUESS = 5, 10
 
 
 class Answer(NamedTuple):
@@ -104,7 +99,7 @@ class ConeSolver(ABC):
     verbose: bool = False
 
     @abstractmethod
-    def prepare(self, cones: ConeProduct, batch: int) -> Finder:
+    def prepare(self, cones: ConeProduct, batch: int, eps_abs: float, eps_rel: float) -> Finder:
         """What finds a point of one program after the other, perhaps from several threads."""
 
     def solve(self, program: ConeProgram, *, warm_start: Solution | None = None) -> Solution:
@@ -160,24 +155,46 @@ class ConeSolver(ABC):
         guesses = _guesses(start, left)
         if guesses:
             which = list(guesses)
-            near = judge.measure(which, [(g.x, g.s - g.z) for g in guesses.values()])
+            near = judge.measure(which, list(guesses.values()))
             near = judge.refine(which, near, FROM_A_GUESS)
             for i, candidate in zip(which, near, strict=True):
                 if candidate.error <= 1.0:
                     outcome.put(i, candidate, Status.SOLVED, 0)
                     left.remove(i)
-        find = self.prepare(instances.cones, instances.batch)
-        answers = spread(lambda i: find(instances[i], guesses.get(i)), left)
+        for abs_share, rel_share in ((NEAR, NEAR), (0.0, 0.0)):
+            eps_abs = max(abs_share, AS_NEAR_AS_IT_CAN * self.eps_abs)
+            eps_rel = max(rel_share, AS_NEAR_AS_IT_CAN * self.eps_rel)
+            left = self._find(judge, outcome, left, guesses, eps_abs, eps_rel)
+
+    def _find(
+        self,
+        judge: Judge,
+        outcome: Outcome,
+        which: list[int],
+        guesses: dict[int, Point],
+        eps_abs: float,
+        eps_rel: float,
+    ) -> list[int]:
+        """Let the solver come this near, and say which programs are not settled by that."""
+        instances = judge.instances
+        find = self.prepare(instances.cones, instances.batch, eps_abs, eps_rel)
+        answers = spread(lambda i: find(instances[i], guesses.get(i)), which)
         found = []
-        for i, answer in zip(left, answers, strict=True):
-            outcome.status[i], outcome.iterations[i] = int(answer.claim), answer.iterations
+        for i, answer in zip(which, answers, strict=True):
+            outcome.status[i] = int(answer.claim)
+            outcome.iterations[i] += answer.iterations
             if answer.point is not None:
-                found.append((i, answer.point, answer))
-        which = [i for i, _, _ in found]
-        candidates = judge.measure(which, [(p.x, p.s - p.z) for _, p, _ in found])
-        candidates = judge.refine(which, candidates, POLISH)
-        for (i, _, answer), candidate in zip(found, candidates, strict=True):
-            outcome.put(i, candidate, candidate.status(answer.claim), answer.iterations)
+                found.append((i, answer.point, answer.claim))
+        near = [i for i, _, _ in found]
+        candidates = judge.measure(near, [point for _, point, _ in found])
+        candidates = judge.refine(near, candidates, POLISH)
+        unsettled = []
+        for (i, _, claim), candidate in zip(found, candidates, strict=True):
+            status = candidate.status(claim)
+            outcome.put(i, candidate, status, int(outcome.iterations[i]))
+            if status != Status.SOLVED:
+                unsettled.append(i)
+        return unsettled
 
 
 def _is_finite(instance: Instance) -> bool:

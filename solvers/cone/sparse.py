@@ -75,7 +75,8 @@ class Pattern:
         rows: Row of each entry.
         columns: Its column.
         shape: Of the matrix.
-        upper: Whether to keep the upper triangle of the symmetric part only.
+        upper: Whether to keep the upper triangle of the symmetric part only, with all of its
+            diagonal.
     """
 
     def __init__(
@@ -86,8 +87,11 @@ class Pattern:
         self.weights: Floats | None = None
         if upper:
             self.weights = np.where(rows == columns, 1.0, 0.5)
-            rows, columns = np.minimum(rows, columns), np.maximum(rows, columns)
-        keys, self.place = np.unique(columns * shape[0] + rows, return_inverse=True)
+            diagonal = np.arange(shape[0])
+            above, below = np.minimum(rows, columns), np.maximum(rows, columns)
+            rows, columns = np.append(above, diagonal), np.append(below, diagonal)
+        keys, place = np.unique(columns * shape[0] + rows, return_inverse=True)
+        self.place = place if self.weights is None else place[: len(self.weights)]
         self.indices = keys % max(shape[0], 1)
         self.indptr = np.zeros(shape[1] + 1, np.int64)
         np.cumsum(np.bincount(keys // max(shape[0], 1), minlength=shape[1]), out=self.indptr[1:])
@@ -101,11 +105,16 @@ class Pattern:
 
 
 def compress(matrix: Floats, *, upper: bool = False) -> Compressed:
-    """The nonzero entries of a dense matrix, or of the upper triangle of its symmetric part."""
+    """The nonzero entries of a dense matrix, or of the upper triangle of its symmetric part.
+
+    The triangle comes with all of its diagonal.
+    """
     if upper:
         matrix = np.triu(0.5 * (matrix + matrix.T))
     by_column = matrix.T
     filled = by_column != 0
+    if upper:
+        np.fill_diagonal(filled, True)
     columns, rows = np.nonzero(filled)
     indptr = np.zeros(matrix.shape[1] + 1, np.int64)
     np.cumsum(filled.sum(1), out=indptr[1:])
