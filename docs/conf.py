@@ -1,10 +1,12 @@
 """How Sphinx builds the documentation: `make docs`."""
 
 import os
+import sys
 from importlib.metadata import version as installed_version
 
 # The examples are run while the gallery is built; this makes them short.
 os.environ["OPTLAYERS_SMALL"] = "1"
+sys.path.insert(0, os.path.dirname(__file__))  # where gallery_reset is
 
 project = "optlayers"
 author = "the optlayers authors"
@@ -47,6 +49,7 @@ sphinx_gallery_conf = {
     "run_stale_examples": True,
     # Only what a script prints and draws is shown, not the value of its last expression.
     "capture_repr": (),
+    "reset_modules": ("matplotlib", "seaborn", "gallery_reset.reset"),
     "download_all_examples": False,
     "show_signature": False,
     "write_computation_times": False,

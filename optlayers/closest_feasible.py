@@ -90,6 +90,12 @@ def closest_feasible_qp(
         (tensor([0.5000]), tensor([0.5000, 0.5000]))
     """
     shape = check("closest_feasible_qp", P, q, G, h, A, b, lb, ub)
+    for name, M in (("P", P), ("G", G), ("A", A)):
+        if M is not None and M.layout != torch.strided:
+            raise TypeError(
+                f"closest_feasible_qp: {name} must be a dense tensor; got layout {M.layout}. "
+                f"Convert it with {name}.to_dense()."
+            )
     dtype = q.dtype
     for t in (P, G, h, A, b, lb, ub):
         dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)

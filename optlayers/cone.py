@@ -15,9 +15,10 @@ from solvers.qp.solver import QPSolver
 from solvers.solution import Solution
 
 from .conic import guess_of, solve_cone_program
+from .csr import program_with_derivatives
 from .exact import Exact
 from .failure import OnFailure, check_policy
-from .qp import qp
+from .qp import solve_quadratic_program
 from .smoothed import Smoothed
 
 
@@ -89,6 +90,7 @@ def cone_program(
     """
     check_policy("cone_program", on_failure)
     program = ConeProgram.of(P, q, A, b, cones, "cone_program")
+    program = program_with_derivatives(program, P, A)
     dense = program.A.index is None and (program.P is None or program.P.index is None)
     quadratic = dense and program.cones.elementwise
     if isinstance(solver, QPSolver) or (solver is None and quadratic):
@@ -140,14 +142,17 @@ def _as_quadratic_program(
             warm_start.x, warm_start.status, warm_start.iterations, y=z[..., rows.equal],
             z=z[..., rows.inequal], z_box=z[..., :0], s=s[..., rows.inequal],
         )  # fmt: skip
-    solution = qp(
+    data = [
         None if program.P is None else program.P.values, program.q,
         A.index_select(-2, rows.inequal) if len(inequal) else None,
         b.index_select(-1, rows.inequal) if len(inequal) else None,
         A.index_select(-2, rows.equal) if len(equal) else None,
         b.index_select(-1, rows.equal) if len(equal) else None,
-        solver=solver, adjoint=adjoint, warm_start=start, on_failure=on_failure,
-    )  # fmt: skip
+        None, None,
+    ]  # fmt: skip
+    solution = solve_quadratic_program(
+        "cone_program", data, program.batch_shape, solver, adjoint, start, on_failure
+    )
     y, z, s = solution.y, solution.z, solution.s
     assert y is not None
     assert z is not None

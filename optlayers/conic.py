@@ -40,7 +40,7 @@ def solve_cone_program(
         program.q, program.b,
     )  # fmt: skip
     guess = guess_of(where, warm_start, program)
-    problem = SolvedConeProgram(program.cones, on_failure, 0.0, solver, where)
+    problem = SolvedConeProgram(program.cones, on_failure, 0.0, where, solver)
     x, s, z, objective, status, iterations, primal, dual, gap = solve_implicitly(
         problem, *data, finite, *guess
     )
@@ -48,7 +48,7 @@ def solve_cone_program(
         solved = status <= int(Status.SOLVED_INACCURATE)  # the compiler takes no enumeration
         if isinstance(adjoint, Smoothed):
             carriers = smooth_solution(
-                adjoint.mu, program.cones, on_failure, data, (x, s, z), status
+                adjoint.mu, program.cones, on_failure, data, (x, s, z), status, where
             )
             # The value of one, the derivatives of the other.
             x, s, z = (

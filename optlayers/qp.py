@@ -105,33 +105,62 @@ def qp(
     """
     shape = check("qp", P, q, G, h, A, b, lb, ub)
     check_policy("qp", on_failure)
-    if any(t is not None and t.layout != torch.strided for t in (P, G, A)):
-        if solver is not None and not isinstance(solver, ConeSolver):
-            raise TypeError(
-                f"qp: sparse matrices need a solver as Clarabel(); got {solver!r}."
-                " Leave solver out, or pass dense matrices."
-            )
+    sparse = any(t is not None and t.layout != torch.strided for t in (P, G, A))
+    if isinstance(solver, ConeSolver) or (sparse and solver is None):
         return sparse_qp(P, q, G, h, A, b, lb, ub, solver, adjoint, warm_start, on_failure)
     if solver is not None and not isinstance(solver, QPSolver):
         raise TypeError(
             f"qp: solver must be an object of optlayers.solvers, as ActiveSet(); got {solver!r}."
         )
-    given: list[Tensor | None] = [P, q, G, h, A, b, lb, ub]
+    if sparse:
+        raise TypeError(
+            f"qp: sparse matrices need a solver as Clarabel(); got {solver!r}. Leave solver out, "
+            "or pass dense matrices."
+        )
+    data = [P, q, G, h, A, b, lb, ub]
+    return solve_quadratic_program("qp", data, shape, solver, adjoint, warm_start, on_failure)
+
+
+def solve_quadratic_program(
+    where: str,
+    given: list[Tensor | None],
+    shape: torch.Size,
+    solver: QPSolver | None,
+    adjoint: Exact | Smoothed | None,
+    warm_start: Solution | None,
+    on_failure: OnFailure,
+    precision: torch.dtype | None = None,
+) -> Solution:
+    """Solve checked programs, differentiably; see :func:`qp`.
+
+    Args:
+        where: The function that the user called, for messages.
+        given: ``P, q, G, h, A, b, lb, ub``, dense.
+        shape: The batch shape.
+        solver: See :func:`qp`, as the following.
+        adjoint: Which derivatives.
+        warm_start: An earlier solution.
+        on_failure: The policy.
+        precision: Type that the data had once; by default the type they have.
+    """
+    q = given[1]
+    assert q is not None
     dtype = q.dtype
     for t in given:
         if t is not None and t.dtype != dtype:
             dtype = torch.promote_types(dtype, t.dtype)
     data = [t if t is None or t.dtype == torch.float64 else t.double() for t in given]
     if solver is None:
-        solver = Automatic() if dtype == torch.float64 else Automatic(*ROUGH)
+        exact = (precision or dtype) == torch.float64
+        solver = Automatic() if exact else Automatic(*ROUGH)
     # Compiled code makes the factor again: an operator's output shapes may not depend on values.
     keep_factor = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     keep_factor = keep_factor and not isinstance(adjoint, Smoothed)
-    problem = SolvedProgram(solver, on_failure, keep_factor)
+    problem = SolvedProgram(solver, on_failure, keep_factor, where)
     finite = None
     if on_failure != "raise":
         data, finite = _without_rubbish(data, shape)
-    outputs = solve_implicitly(problem, *data, finite, *_guess(warm_start, data, shape))
+    outputs = solve_implicitly(problem, *data, finite, *_guess(where, warm_start, data, shape))
     x, y, z, z_box, s, objective, status, iterations, primal, dual, gap = outputs[:11]
     solved = None
     if isinstance(adjoint, Smoothed) or on_failure != "raise":
@@ -189,6 +218,7 @@ class SolvedProgram(KKTConditions):
     solver: QPSolver = field(default_factory=Automatic)
     on_failure: OnFailure = "raise"
     keep_factor: bool = True
+    where: str = "qp"
 
     @property
     def differentiable(self) -> int:
@@ -231,15 +261,17 @@ class SolvedProgram(KKTConditions):
         if self.on_failure == "raise":
             for name in CORE_NDIM:
                 t = getattr(program, name)
+                if t is None:
+                    continue
                 infinite = name in ("h", "lb", "ub")
-                if t is not None and bool((t.isnan() if infinite else ~t.isfinite()).any()):
+                wrong = int((t.isnan() if infinite else ~t.isfinite()).sum())
+                if wrong:
                     raise ValueError(
-                        f"qp: {name} must {'not be NaN' if infinite else 'be finite'}; got "
-                        f"{int((t.isnan() if infinite else ~t.isfinite()).sum())} entries that are "
-                        f"not, of {t.numel()}. Mend the data, or pass on_failure='ignore' to get "
-                        "NaN for these problems only."
+                        f"{self.where}: {name} must {'not be NaN' if infinite else 'be finite'}; "
+                        f"got {wrong} entries that are not, of {t.numel()}. Mend the data, or pass "
+                        "on_failure='ignore' to get NaN for these problems only."
                     )
-        report("qp", self.on_failure, unflatten(found, program))
+        report(self.where, self.on_failure, unflatten(found, program))
 
     def fake(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Shapes of the outputs when no factor is kept."""
@@ -292,14 +324,15 @@ def _harmless(found: Outcome, failed: Tensor) -> Outcome:
 
 
 def _guess(
-    warm_start: Solution | None, data: Sequence[Tensor | None], shape: torch.Size
+    where: str, warm_start: Solution | None, data: Sequence[Tensor | None], shape: torch.Size
 ) -> tuple[Tensor | None, Tensor | None]:
     """The point and all multipliers of an earlier solution."""
     if warm_start is None:
         return None, None
     if not isinstance(warm_start, Solution):
         raise TypeError(
-            f"qp: warm_start must be a Solution, as qp returns it; got {type(warm_start).__name__}."
+            f"{where}: warm_start must be a Solution, as {where} returns it; got "
+            f"{type(warm_start).__name__}."
         )
     _, q, G, _, A, _, lb, ub = data
     assert q is not None
@@ -313,7 +346,7 @@ def _guess(
     given = (warm_start.x.shape[:-1], warm_start.x.shape[-1], sizes)
     if given != (shape, q.shape[-1], wanted):
         raise ValueError(
-            f"qp: warm_start must be a Solution of a problem with {q.shape[-1]} variables and "
+            f"{where}: warm_start must be a Solution of a problem with {q.shape[-1]} variables and "
             f"{wanted} equalities, inequalities and bounds in a batch of shape {tuple(shape)}; got "
             f"{given[1]}, {sizes} and {tuple(given[0])}. Leave warm_start out where the problem "
             "changes shape."

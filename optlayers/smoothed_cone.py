@@ -35,6 +35,7 @@ def smooth_solution(
     data: Tensors,
     start: tuple[Tensor, Tensor, Tensor],
     status: Tensor,
+    where: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The point ``x, s, z`` of the central path, differentiable in all data.
 
@@ -45,11 +46,12 @@ def smooth_solution(
         data: Values and indices of ``P`` and ``A``, ``q, b``, in float64.
         start: The solution.
         status: Which programs have a solution at all; others are left alone.
+        where: The function that the user called, for messages.
 
     Raises:
         SolverError: If the constraints of a solved program have no interior.
     """
-    problem = CentralPoint(cones, on_failure, mu)
+    problem = CentralPoint(cones, on_failure, mu, where)
     x, s, z = solve_implicitly(problem, *data, *(t.detach() for t in start), status)[:3]
     return x, s, z
 

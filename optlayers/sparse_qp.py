@@ -13,6 +13,7 @@ from solvers.matrix import Matrix
 from solvers.solution import Solution
 
 from .conic import solve_cone_program
+from .csr import with_derivatives
 from .exact import Exact
 from .failure import OnFailure
 from .smoothed import Smoothed
@@ -39,10 +40,10 @@ def sparse_qp(
     n = q.shape[-1]
     rows = _Rows(n, q)
     if A is not None and b is not None:
-        rows.add(matrix_of("qp", "A", A), b, None)
+        rows.add(_matrix("A", A), b, None)
     p = rows.count
     if G is not None and h is not None:
-        rows.add(matrix_of("qp", "G", G), h, torch.isfinite(h) | h.isnan() | (h < 0))
+        rows.add(_matrix("G", G), h, torch.isfinite(h) | h.isnan() | (h < 0))
     m = rows.count - p
     eye = torch.arange(n, device=q.device).expand(2, n)
     for bound, sign in ((lb, -1.0), (ub, 1.0)):
@@ -51,13 +52,17 @@ def sparse_qp(
             ones = torch.full_like(bound[..., :1], sign).expand(bound.shape)
             rows.add(Matrix(ones, eye, n, n), sign * bound, there)
     cones = [ZeroCone(p), NonnegativeCone(rows.count - p)]
-    quadratic = None if P is None else matrix_of("qp", "P", P)
+    quadratic = None if P is None else _matrix("P", P)
     program = ConeProgram(quadratic, q, rows.matrix(), rows.right(), ConeProduct.of(cones))
     start = None
     if warm_start is not None:
         start = _stacked(warm_start, lb is not None, ub is not None)
     solution = solve_cone_program(program, solver or Clarabel(), adjoint, start, on_failure, "qp")
     return _named(solution, p, m, n, h, lb is not None, ub is not None)
+
+
+def _matrix(name: str, t: Tensor) -> Matrix:
+    return with_derivatives(matrix_of("qp", name, t), t)
 
 
 class _Rows:

@@ -15,10 +15,14 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 # What each script prints last, in the small setting.
 NUMBER = r"\d\.\d+e[+-]\d+"
 SUMMARIES = {
+    "control_policy.py": r"Average test costs in \d+ s: .*; doing nothing \d\.\d+; see .*",
     "curve_fits.py": r"Fitted 127 of 128 decays; .* median \d\.\d+; see .*",
+    "data_poisoning.py": rf"Test loss .* in 3 rounds, gradient error {NUMBER}; see .*",
     "deep_equilibrium_digits.py": r"Read \d+ of 450 test pictures \(\d+\.\d%\) with .*",
     "hyperparameters.py": rf"Validation losses .* errors {NUMBER} and {NUMBER}; see .*",
     "kernel_ridge_bilevel.py": rf"Width \d\.\d+ after .*, hypergradient error {NUMBER}; see .*",
+    "max_cut.py": rf"Right sides .* of the test nodes after \d+ s, gradient error {NUMBER}; see .*",
+    "portfolio.py": r"Utility from forecast to decision in \d+ s: 1 unit .*, 8 units .*; see .*",
     "sudoku.py": r"Solved \d+ of 200 test puzzles on unseen grids \(\d+\.\d%\) after \d+ s .*",
 }
 
@@ -90,6 +94,47 @@ def test_the_width_of_the_kernel_is_found(run_small):
     width, error = re.search(rf"Width (\S+) .* error ({NUMBER});", summary).groups()
     assert 0.15 < float(width) < 0.3  # true: 0.2
     assert float(error) < 1e-6
+
+
+def test_tuning_lowers_the_cost_of_both_plants(run_small):
+    summary = run_small("control_policy.py").stdout.splitlines()[-1]
+    before_and_after = re.findall(r"(\d\.\d{3}) to (\d\.\d{3})", summary)
+    assert len(before_and_after) == 2  # plants
+    assert all(float(after) < float(before) for before, after in before_and_after)
+
+
+def test_poison_works_as_promised_and_better_than_chance(run_small):
+    output = run_small("data_poisoning.py").stdout
+    by_chance = re.search(r"random moves .*: \S+ to (\d\.\d+)", output)[1]
+    by_layer, by_scipy = re.search(r"test loss (\S+) \((\S+) refitted with scipy", output).groups()
+    clean, step, promised, rounds, error = re.search(
+        rf"Test loss (\S+) to (\S+) in .* \((\S+) promised\) and to (\S+) in .* ({NUMBER});", output
+    ).groups()
+    assert float(error) < 1e-4
+    assert abs(float(by_layer) - float(by_scipy)) < 1e-4
+    assert float(clean) < float(by_chance) < float(step) < float(rounds)
+    gain = float(step) - float(clean)
+    assert abs(float(promised) - float(clean) - gain) < 0.2 * gain
+
+
+def test_cuts_are_learned_with_the_gradient_of_the_envelope(run_small):
+    output = run_small("max_cut.py").stdout
+    bound, optimum, rounded = re.search(
+        r"bound (\S+), best of \d+ cuts (\S+), best of 50 hyperplanes (\S+)\n", output
+    ).groups()
+    assert 0.878 * float(bound) <= float(rounded) <= float(optimum) <= float(bound)
+    before, after, error = re.search(
+        rf"Right sides (\S+)% to (\S+)% .* error ({NUMBER});", output
+    ).groups()
+    assert float(error) < 1e-8
+    assert float(after) > float(before) + 10
+
+
+def test_decisions_are_worth_learning_if_the_network_is_too_small(run_small):
+    summary = run_small("portfolio.py").stdout.splitlines()[-1]
+    (one, decided), (eight, _) = re.findall(r"units? (\S+) to (-\d\.\d+)", summary)
+    assert float(decided) > float(one) + 0.2
+    assert float(decided) > float(eight) - 0.2
 
 
 @pytest.mark.slow

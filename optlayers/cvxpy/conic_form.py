@@ -58,6 +58,7 @@ class ConicForm(Form):
         adjoint: Exact | Smoothed | None,
         warm_start: Solution | None,
         on_failure: OnFailure,
+        precision: torch.dtype,
     ) -> Solution:
         """Hand the sparse data on."""
         device = data["q"].device

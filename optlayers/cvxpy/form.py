@@ -67,8 +67,17 @@ class Form(ABC):
         adjoint: Exact | Smoothed | None,
         warm_start: Solution | None,
         on_failure: OnFailure,
+        precision: torch.dtype,
     ) -> Solution:
-        """Solve; the objective includes the constant."""
+        """Solve; the objective includes the constant.
+
+        Args:
+            data: In float64.
+            adjoint: Which derivatives.
+            warm_start: An earlier solution of this form.
+            on_failure: The policy.
+            precision: Type that the parameters had.
+        """
 
     @abstractmethod
     def defining(self, data: Data) -> Matrix:

@@ -180,7 +180,7 @@ class CvxpyLayer(nn.Module):
             data["q"] = torch.where(bad[..., None], torch.nan, data["q"])
         if isinstance(warm_start, CvxpySolution):
             warm_start = warm_start.canonical
-        found = self._form.solve(data, self.adjoint, warm_start, self.on_failure)
+        found = self._form.solve(data, self.adjoint, warm_start, self.on_failure, dtype)
         x, z = self._form.primal(data, found), self._form.dual(data, found)
         objective = found.objective
         assert objective is not None

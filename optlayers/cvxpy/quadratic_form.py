@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from solvers.matrix import Matrix
+from solvers.qp.quadratic_program import check
 from solvers.qp.solver import QPSolver
 from solvers.solution import Solution
 
 from ..exact import Exact
 from ..failure import OnFailure
-from ..qp import qp
+from ..qp import solve_quadratic_program
 from ..smoothed import Smoothed
 from .affine import AffineMap, AffineMatrix
 from .elimination import Reduced
@@ -54,6 +55,7 @@ class QuadraticForm(Form):
         adjoint: Exact | Smoothed | None,
         warm_start: Solution | None,
         on_failure: OnFailure,
+        precision: torch.dtype,
     ) -> Solution:
         """Put t in and solve."""
         P = self._matrix(data, "P", self.n)
@@ -62,11 +64,13 @@ class QuadraticForm(Form):
             square = E.mT @ self.curved(E)
             P = square if P is None else P + square
         q, d = self.without_t(data)
-        solution = qp(
-            P, q, self._matrix(data, "G", self.m), data.get("h"),
-            self._matrix(data, "A", self.p), data.get("b"),
-            solver=self.solver, adjoint=adjoint, warm_start=warm_start, on_failure=on_failure,
-        )  # fmt: skip
+        G, A = self._matrix(data, "G", self.m), self._matrix(data, "A", self.p)
+        h, b = data.get("h"), data.get("b")
+        shape = check("CvxpyLayer", P, q, G, h, A, b, None, None)
+        program = [P, q, G, h, A, b, None, None]
+        solution = solve_quadratic_program(
+            "CvxpyLayer", program, shape, self.solver, adjoint, warm_start, on_failure, precision
+        )
         assert solution.objective is not None
         solution.objective = solution.objective + d
         return solution

@@ -40,7 +40,7 @@ from .function import Tensors, solve_implicitly
 # Relative residual of the linear system from which a derivative does not exist.
 INACCURATE = 1e-6
 NO_SECOND_DERIVATIVE = (
-    "cone_program: second derivatives exist for zero, nonnegative, box and second-order cones; "
+    "second derivatives exist for zero, nonnegative, box and second-order cones; "
     "got a program with semidefinite, exponential or power cones. Use first derivatives only, or "
     "write the constraint with second-order cones."
 )
@@ -82,11 +82,13 @@ class ConeConditions:
         cones: The product of cones.
         on_failure: Whether to say where a derivative does not exist.
         mu: Smoothing of the projection.
+        where: The function that the user called, for messages.
     """
 
     cones: ConeProduct
     on_failure: OnFailure = "raise"
     mu: float = 0.0
+    where: str = "cone_program"
 
     @property
     def differentiable(self) -> int:
@@ -97,7 +99,7 @@ class ConeConditions:
         self, inputs: Tensors, outputs: Sequence[Tensor], r_x: Tensor, r_s: Tensor
     ) -> tuple[Tensor, Tensor]:
         v, status = outputs[1] - outputs[2], outputs[4]
-        system = ConicSystem(self.cones, self.on_failure, self.mu)
+        system = ConicSystem(self.cones, self.on_failure, self.mu, self.where)
         # The slack itself only tells where to look for the projection, which has no derivative.
         return solve_implicitly(system, *inputs[:4], v, status, outputs[1], r_x, r_s)[:2]  # type: ignore[return-value]
 
@@ -175,7 +177,6 @@ class SolvedConeProgram(ConeConditions):
     """
 
     solver: ConeSolver = field(default_factory=Clarabel)
-    where: str = "cone_program"
 
     def solve(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Solve, report failures, and make failed elements harmless for derivatives."""
@@ -254,11 +255,13 @@ class ConicSystem:
         cones: The product of cones.
         on_failure: Whether to say where there is no solution.
         mu: Smoothing of the projection.
+        where: The function that the user called, for messages.
     """
 
     cones: ConeProduct
     on_failure: OnFailure = "raise"
     mu: float = 0.0
+    where: str = "cone_program"
 
     @property
     def differentiable(self) -> int:
@@ -323,7 +326,7 @@ class ConicSystem:
         count = int((~(residual <= INACCURATE)).sum())
         if count and self.on_failure != "ignore":
             warn(
-                f"cone_program: the solutions of {count} of {len(residual)} programs have no exact "
+                f"{self.where}: the solutions of {count} of {len(residual)} programs have no exact "
                 f"derivative: the linear system leaves a relative residual of {residual.max():.0e} "
                 "(the solution is degenerate or not unique there). The least-norm solution stands "
                 "in for it; adjoint=ol.Smoothed(mu) gives a derivative everywhere."
@@ -374,7 +377,7 @@ class ConicSystem:
             grads[2] = -gradient(A, u_z, t_x, t_z, u_x)
         if needed[4] and self._turns:
             if not self.cones.smooth:
-                raise NotImplementedError(NO_SECOND_DERIVATIVE)
+                raise NotImplementedError(f"{self.where}: {NO_SECOND_DERIVATIVE}")
             t_s, u_s = r_s - A.times(t_x), g_z - A.times(u_x)
             w, c = (t_s - t_z).broadcast_to(t_z.shape), (u_s - u_z).broadcast_to(t_z.shape)
             (g_v,) = pull(self._moving, [v.broadcast_to(t_z.shape), w], [0], c)
@@ -404,7 +407,7 @@ class ConicSystem:
         change = None
         if d_v is not None and self._turns:
             if not self.cones.smooth:
-                raise NotImplementedError(NO_SECOND_DERIVATIVE)
+                raise NotImplementedError(f"{self.where}: {NO_SECOND_DERIVATIVE}")
             w = r_s - A.times(t_x) - t_z
             shape = broadcast_shapes(v.shape, w.shape)
             change = push(

@@ -10,10 +10,10 @@ from ..solution import Status
 from .cone import Cone
 from .cone_program import Instance
 from .exponential import ExponentialCone
+from .judge import Point
 from .polyhedral import BoxCone, NonnegativeCone, ZeroCone
 from .positive_semidefinite import PositiveSemidefiniteCone
 from .power import GeneralizedPowerCone, PowerCone
-from .judge import Point
 from .product import ConeProduct
 from .second_order import SecondOrderCone
 from .solver import Answer, ConeSolver, Finder

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..batch import broadcast_shapes, flat
 from ..matrix import Matrix, of_csr
 from .cone import Cone
+from .direct import is_semidefinite
 from .product import ConeProduct
 from .sparse import Compressed, Pattern, compress
 
@@ -190,8 +191,19 @@ class Instances:
         self._q, self._b = (flat(t, 1, shape).cpu().numpy() for t in (program.q, program.b))
         self._P = None if program.P is None else _Entries(program.P, shape, upper=True)
         self._A = _Entries(program.A, shape)
+        self._convex: bool | None = None
         diagonal = np.arange(self.n + 1)
         self._no_P = Compressed(np.zeros(self.n), diagonal[:-1], diagonal, (self.n, self.n))
+
+    def is_convex(self, i: int) -> bool:
+        """Whether ``P`` of number ``i`` is positive semidefinite, but for rounding."""
+        if self._P is None:
+            return True
+        if self._P.shared is None:
+            return is_semidefinite(self._P[i])
+        if self._convex is None:
+            self._convex = is_semidefinite(self._P.shared)
+        return self._convex
 
     def __getitem__(self, i: int) -> Instance:
         """Number ``i`` of the flat batch."""

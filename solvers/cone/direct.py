@@ -36,9 +36,43 @@ SHIFT, SPARSE_SHIFT = 1e-9, 1e-8
 GOOD, BAD = 1e-14, 1e-9
 ROUGH = 1e-5  # where the solution is a step of an iteration
 REFINEMENTS = 6
+# Negative eigenvalues up to this multiple of the largest entry are rounding.
+INDEFINITE = 1e-9
 # Side up to which eigenvalues are computed where a matrix is singular.
 EIGENVALUES_SIDE = 2000
 TINY = float(np.finfo(np.float64).tiny)
+
+
+def is_semidefinite(P: Compressed) -> bool:
+    """Whether a symmetric matrix, given by its upper triangle, is positive semidefinite.
+
+    Eigenvalues may be negative by rounding. Most matrices show it by their diagonals alone.
+    """
+    n = P.shape[0]
+    size = abs(P.data).max(initial=0.0)
+    below = INDEFINITE * size
+    off = abs(P.data) * (P.indices != P.columns)
+    diagonal = P.data[P.indptr[1:] - 1]
+    sums = np.bincount(P.indices, off, n) + np.bincount(P.columns, off, n)
+    if (diagonal - sums >= -below).all():
+        return True
+    if (diagonal < -below).any():
+        return False
+    if n <= DENSE_SIDE or P.nnz > FILLED * n * n:
+        shifted = torch.from_numpy(P.symmetric())
+        shifted.diagonal().add_(below)
+        return int(torch.linalg.cholesky_ex(shifted)[1]) == 0
+    import qdldl
+    import scipy.sparse as sp
+
+    data = P.data.copy()
+    data[P.indptr[1:] - 1] += below
+    upper = sp.csc_matrix((data, P.indices, P.indptr), P.shape)
+    try:
+        pivots = qdldl.Solver(upper, upper=True).factors()[1]
+    except RuntimeError:  # a pivot is exactly zero
+        return False
+    return bool((pivots > 0).all())
 
 
 def is_dense(side: int, entries: int) -> bool:

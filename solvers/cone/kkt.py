@@ -20,6 +20,8 @@ whose entries stay bounded whichever part of a cone's boundary the point is on. 
 an active row, 1 an inactive one, which drops out.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -28,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import direct
+from .cone import Cone
 from .cone_program import Instance
 from .product import ConeProduct
 
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
 Floats = NDArray[np.float64]
+
+# Entries of the eigenvectors of a batch that are held at a time, 32 MB.
+FRAME_ENTRIES = 1 << 22
 
 
 class Step(NamedTuple):
@@ -64,15 +70,15 @@ class Boundary:
     def __init__(self, cones: ConeProduct, v: Tensor, s: Tensor, mu: float = 0.0) -> None:
         """Take the spectrum of all cones, those of a kind at once."""
         self.m = cones.rows
-        self.parts: list[tuple[Floats, Floats | None, NDArray[np.int64]]] = []
+        # What makes the eigenvalues and the frames of one point.
+        self.parts: list[tuple[Callable[[int], _Spectrum], NDArray[np.int64]]] = []
         for cone, index in cones.groups:
-            guess = (s[:, index],) if cone.iterative else ()
-            spectrum = cone.spectrum(v[:, index], mu, *guess)
-            frames = None
-            if not cone.elementwise:
-                eye = torch.eye(cone.rows, dtype=v.dtype)
-                frames = spectrum.back(eye.expand(len(v), len(index), *eye.shape)).mT.numpy()
-            self.parts.append((spectrum.values.numpy(), frames, index.numpy()))
+            known = (v[:, index], s[:, index])
+            if len(v) * index.numel() * cone.rows > FRAME_ENTRIES:
+                self.parts.append((partial(_one_by_one, cone, *known, mu), index.numpy()))
+            else:
+                values, frames = _spectrum(cone, *known, mu)
+                self.parts.append((partial(_pick, values, frames), index.numpy()))
 
     def of(self, i: int) -> "tuple[sp.csr_array, Floats]":
         """The matrix ``W`` ``(active, m)`` of one point and its eigenvalues, those below 1."""
@@ -80,22 +86,45 @@ class Boundary:
 
         entries, columns = [np.empty(0)], [np.empty(0, np.int64)]
         lengths, kept_values = [np.zeros(1, np.int64)], [np.empty(0)]
-        for values, frames, index in self.parts:
-            kept = values[i] < 1.0
-            weights = np.sqrt(1.0 - values[i][kept])
-            kept_values.append(values[i][kept])
+        for spectrum_of, index in self.parts:
+            values, frames = spectrum_of(i)
+            kept = values < 1.0
+            weights = np.sqrt(1.0 - values[kept])
+            kept_values.append(values[kept])
             if frames is None:
                 entries.append(weights)
                 columns.append(index[kept])
                 lengths.append(np.ones(len(weights), np.int64))
             else:
-                rows = np.broadcast_to(index[:, None], frames.shape[1:])[kept]
-                entries.append((weights[:, None] * frames[i][kept]).reshape(-1))
+                rows = np.broadcast_to(index[:, None], frames.shape)[kept]
+                entries.append((weights[:, None] * frames[kept]).reshape(-1))
                 columns.append(rows.reshape(-1))
                 lengths.append(np.full(len(weights), index.shape[1]))
         indptr = np.cumsum(np.concatenate(lengths))
         parts = (np.concatenate(entries), np.concatenate(columns), indptr)
         return sp.csr_array(parts, (len(indptr) - 1, self.m)), np.concatenate(kept_values)
+
+
+_Spectrum = tuple[Floats, Floats | None]
+
+
+def _spectrum(cone: Cone, v: Tensor, s: Tensor, mu: float) -> _Spectrum:
+    """Eigenvalues ``(B, count, rows)`` and, as rows, eigenvectors; None for unit vectors."""
+    known = (s,) if cone.iterative else ()
+    spectrum = cone.spectrum(v, mu, *known)
+    if cone.elementwise:
+        return spectrum.values.numpy(), None
+    eye = torch.eye(cone.rows, dtype=v.dtype).expand(*v.shape, cone.rows)
+    return spectrum.values.numpy(), spectrum.back(eye).mT.numpy()
+
+
+def _one_by_one(cone: Cone, v: Tensor, s: Tensor, mu: float, i: int) -> _Spectrum:
+    values, frames = _spectrum(cone, v[i : i + 1], s[i : i + 1], mu)
+    return values[0], None if frames is None else frames[0]
+
+
+def _pick(values: Floats, frames: Floats | None, i: int) -> _Spectrum:
+    return values[i], None if frames is None else frames[i]
 
 
 class Linearised:

@@ -151,7 +151,9 @@ class ConeSolver(ABC):
         self, instances: Instances, outcome: Outcome, start: tuple[Tensor, ...] | None
     ) -> None:
         judge = Judge(instances, self.eps_abs, self.eps_rel)
-        left = [i for i in range(instances.batch) if _is_finite(instances[i])]
+        left = [
+            i for i in range(instances.batch) if _is_finite(instances[i]) and instances.is_convex(i)
+        ]
         guesses = _guesses(start, left)
         if guesses:
             which = list(guesses)
