@@ -42,7 +42,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "cone.json"
 
 Cells = list[tuple[str, int, int]]
 CELLS: Cells = [("DenseQP", n, batch) for n in (10, 50, 100) for batch in (1, 32, 128)]
-CELLS += [("SparseQP", 1024, 32), ("SparseValuesQP", 1024, 32)]
+CELLS += [(name, 1024, 32) for name in ("SparseQP", "SquareSparseQP", "SparseValuesQP")]
 CELLS += [
     (family, n, batch)
     for family, n in (("Cones", 30), ("Logistic", 10), ("Semidefinite", 10))
@@ -53,6 +53,7 @@ QUICK: Cells = [
     ("DenseQP", 5, 1),
     ("DenseQP", 10, 8),
     ("SparseQP", 64, 4),
+    ("SquareSparseQP", 64, 4),
     ("SparseValuesQP", 64, 4),
     ("Cones", 30, 2),
     ("Logistic", 4, 2),

@@ -4,7 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cone_problems import Family, SparseAttributeQP, SparseQP, SparseValuesQP, Written
+from cone_problems import (
+    Family,
+    SparseAttributeQP,
+    SparseQP,
+    SparseValuesQP,
+    SquareSparseQP,
+    Written,
+)
 from torch import Tensor
 
 OURS, OURS_SPARSE = "optlayers", "optlayers, sparsity"
@@ -79,7 +86,7 @@ def _cvxpylayers(**settings: Any) -> Callable[[Written], Layer]:
 # and gradients of semidefinite problems are wrong.
 EXACT = {"eps": 1e-8}
 TOO_LARGE = {SparseQP: "not tried: half a gigabyte and half a minute for every element"}
-TOO_LARGE[SparseValuesQP] = TOO_LARGE[SparseQP]
+TOO_LARGE[SquareSparseQP] = TOO_LARGE[SparseValuesQP] = TOO_LARGE[SparseQP]
 
 CONTENDERS: dict[str, Contender] = {
     OURS: Contender(_ours),

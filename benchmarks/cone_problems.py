@@ -121,16 +121,18 @@ class DenseQP(Family):
 class SparseQP(Family):
     """Minimise 1/2 |x|^2 + q'x subject to Gx <= h, Ax = b, with constant sparse G and A.
 
-    There are n inequalities, but n / 4 equalities: n of them would leave nothing to minimise.
+    There are n inequalities, a quarter of them active, and n / 4 equalities.
     """
 
     title = "sparse QP"
     checked = 2
+    equalities: ClassVar[float] = 0.25  # As a share of n.
+    active: ClassVar[float] = 0.25
     nonzeros: ClassVar[float] = 10.24  # Of a row on average: one percent of 1024.
 
     def written(self) -> Written:
         x = cp.Variable(self.n)
-        q, h, b = cp.Parameter(self.n), cp.Parameter(self.n), cp.Parameter(self.n // 4)
+        q, h, b = cp.Parameter(self.n), cp.Parameter(self.n), cp.Parameter(self._p)
         G, A = self._matrices
         objective = cp.Minimize(0.5 * cp.sum_squares(x) + q @ x)
         return Written(cp.Problem(objective, [G @ x <= h, A @ x == b]), [q, h, b], x)
@@ -146,10 +148,14 @@ class SparseQP(Family):
         return found._replace(gradients=(q, h, b))
 
     @property
+    def _p(self) -> int:
+        return int(self.n * self.equalities)
+
+    @property
     def _matrices(self) -> tuple[sp.csr_array, sp.csr_array]:
         rng = np.random.default_rng(0)
         found = []
-        for rows in (self.n, self.n // 4):
+        for rows in (self.n, self._p):
             density = min(1.0, self.nonzeros / self.n)
             # The diagonal is there, so that no row is empty.
             pattern = sp.random_array((rows, self.n), density=density, rng=rng)
@@ -171,7 +177,7 @@ class SparseQP(Family):
         for i in range(self.batch):
             Gi, Ai = _with(G, G_values[i % len(G_values)]), _with(A, A_values[i % len(A_values)])
             x, y = rng.standard_normal(self.n), rng.standard_normal(A.shape[0])
-            active = rng.random(self.n) < 0.25
+            active = rng.random(self.n) < self.active
             z, slack = 0.1 + rng.random((2, self.n))
             z, slack = np.where(active, z, 0), np.where(active, 0, slack)
             vectors.append((-(x + Gi.T @ z + Ai.T @ y), Gi @ x + slack, Ai @ x))
@@ -188,6 +194,14 @@ class SparseQP(Family):
         return _exact_programs(Data(P, q, G, h, A, b), *self.first((self.weight(),)))
 
 
+class SquareSparseQP(SparseQP):
+    """The same with n equalities, as in the paper on cvxpylayers; nothing is left to minimise."""
+
+    title = "sparse QP, p = n"
+    equalities = 1.0
+    active = 0.0
+
+
 class SparseValuesQP(SparseQP):
     """The same with the nonzeros of G and A as parameters, a vector g and a vector a.
 
@@ -199,7 +213,7 @@ class SparseValuesQP(SparseQP):
 
     def written(self) -> Written:
         x = cp.Variable(self.n)
-        q, h, b = cp.Parameter(self.n), cp.Parameter(self.n), cp.Parameter(self.n // 4)
+        q, h, b = cp.Parameter(self.n), cp.Parameter(self.n), cp.Parameter(self._p)
         products, values = zip(*(self._product(M, x) for M in self._matrices), strict=True)
         problem = cp.Problem(
             cp.Minimize(0.5 * cp.sum_squares(x) + q @ x), [products[0] <= h, products[1] == b]
@@ -418,6 +432,7 @@ FAMILIES: dict[str, type[Family]] = {
     for kind in (
         DenseQP,
         SparseQP,
+        SquareSparseQP,
         SparseValuesQP,
         SparseAttributeQP,
         Cones,
