@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
 
+# Accuracy of the linear solves, as a share of the tolerance.
+STEP_ACCURACY = 1e-2
+
+
 @dataclass(frozen=True)
 class Clarabel(ConeSolver):
     """The default: Clarabel's homogeneous embedding, robust on every kind of cone.
@@ -45,6 +49,9 @@ class Clarabel(ConeSolver):
         settings.max_iter = self.max_iter
         settings.tol_feas = settings.tol_gap_abs = eps_abs
         settings.tol_gap_rel = eps_rel
+        # Steps need not be much more accurate than what they lead to; 1e-13 is the default.
+        accuracy = max(STEP_ACCURACY * eps_abs, 1e-13)
+        settings.iterative_refinement_reltol = settings.iterative_refinement_abstol = accuracy
         settings.presolve_enable = False  # it would drop rows
         settings.max_threads = 1 if batch > 1 else available()
         kinds, T = spell(cones)

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from torch import Tensor
+
+from .arrays import Array, library
 
 # Newton's method alone takes 5 to 10; the rest is for elements that must bisect first.
 STEPS = 22
@@ -13,11 +15,11 @@ SHORT = 0.1
 
 
 def decreasing_root(
-    evaluate: Callable[[Tensor], tuple[Tensor, Tensor]],
-    low: Tensor,
-    high: Tensor,
-    start: Tensor | None = None,
-) -> Tensor:
+    evaluate: Callable[[Array], tuple[Array, Array]],
+    low: Array,
+    high: Array,
+    start: Array | None = None,
+) -> Array:
     r"""Newton's method that bisects where it leaves the bracket or does not halve its step.
 
     If the function has no sign change, the end is approached where its value is nearest to 0. Only
@@ -36,25 +38,34 @@ def decreasing_root(
     References:
         Press, Teukolsky, Vetterling and Flannery, *Numerical Recipes*, 3rd ed. (2007), section 9.4.
     """
+    xp = library(low)
     x = (low + high) / 2 if start is None else start
     step = high - low
-    best, error = x, torch.full_like(x, torch.inf)
-    running = torch.ones_like(x, dtype=torch.bool)
-    short = torch.zeros_like(running)
-    asking = x.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
+    best, error = x, xp.full_like(x, xp.inf)
+    running = error > 0
+    short = ~running
+    reach = SHORT * xp.finfo(x.dtype).eps ** 0.5
     for _ in range(STEPS):
         value, slope = evaluate(x)
-        better = running & (value.abs() < error)
-        best, error = torch.where(better, x, best), torch.where(better, value.abs(), error)
+        size = abs(value)
+        better = running & (size < error)
+        best, error = xp.where(better, x, best), xp.where(better, size, error)
         positive = value > 0
-        low, high = torch.where(positive, x, low), torch.where(positive, high, x)
+        low, high = xp.where(positive, x, low), xp.where(positive, high, x)
         # 0/0 where a value underflows gives NaN, which compares false: it bisects.
         newton = x - value / slope
-        trusted = (newton >= low) & (newton <= high) & ((newton - x).abs() <= step.abs() / 2)
-        following = torch.where(trusted, newton, (low + high) / 2)
+        trusted = (newton >= low) & (newton <= high) & (abs(newton - x) <= abs(step) / 2)
+        following = xp.where(trusted, newton, (low + high) / 2)
         step, x = following - x, following
         running = running & ~short
-        if asking and not bool(running.any()):
+        if _may_ask(running) and not bool(running.any()):
             break
-        short = trusted & (step.abs() <= SHORT * torch.finfo(x.dtype).eps ** 0.5 * (1 + x.abs()))
+        short = trusted & (abs(step) <= reach * (1 + abs(x)))
     return best
+
+
+def _may_ask(mask: Array) -> bool:
+    """Whether the answer is at hand and may decide what is done."""
+    return isinstance(mask, np.ndarray) or (
+        mask.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
+    )
