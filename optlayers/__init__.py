@@ -5,6 +5,7 @@ from ._alias import solvers  # isort: split
 
 from .closest_feasible import ClosestFeasible, closest_feasible_qp
 from .cone import cone_program
+from .cone_projection import cone_projection
 from .cvxpy import CvxpyLayer
 from .exact import Exact
 from .failure import SolverWarning
@@ -69,6 +70,7 @@ __all__ = [
     "ZeroCone",
     "closest_feasible_qp",
     "cone_program",
+    "cone_projection",
     "fixed_point",
     "implicit_function",
     "inverse",

@@ -89,6 +89,11 @@ def cone_program(
         tensor([ 0.1280, -0.0960], dtype=torch.float64)
     """
     check_policy("cone_program", on_failure)
+    if adjoint is not None and not isinstance(adjoint, Exact | Smoothed):
+        raise TypeError(
+            f"cone_program: adjoint must be Exact() or Smoothed(mu); got {adjoint!r}. Leave it out "
+            "for exact derivatives."
+        )
     program = ConeProgram.of(P, q, A, b, cones, "cone_program")
     program = program_with_derivatives(program, P, A)
     dense = program.A.index is None and (program.P is None or program.P.index is None)

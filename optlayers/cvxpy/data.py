@@ -57,6 +57,9 @@ class Parts:
             name: frozenset(owner[np.unique(matrix[:, :-1].indices)].tolist())
             for name, matrix in self.matrices.items()
         }
+        # Of these parameters what is solved does not depend, and its solution has their batch.
+        seen = frozenset[int]().union(*(self.entering[name] for name in maps if name != "d"))
+        self.unseen = tuple(i for i in range(len(slots)) if i not in seen)
         self._known: dict[tuple[bool, ...], tuple[Part, ...]] = {}
         self._maps: list[LinearMap] = []
 
@@ -136,6 +139,10 @@ def evaluate(
             theta = torch.cat([t.expand(*shape, t.shape[-1]) for t in given], -1)
         stacked = affine_map(key, theta)
         data |= dict(zip(names, stacked.split(sizes, -1), strict=True))
+    for i in parts.unseen:
+        if batched[i]:
+            q, batch = data["q"], values[i].shape[: values[i].ndim - len(slots[i].shape)]
+            data["q"] = q.expand(*torch.broadcast_shapes(q.shape[:-1], batch), q.shape[-1])
     return data
 
 
