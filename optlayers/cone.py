@@ -16,7 +16,7 @@ from solvers.solution import Solution
 
 from .conic import guess_of, solve_cone_program
 from .csr import program_with_derivatives
-from .exact import Exact
+from .exact import Exact, check_adjoint
 from .failure import OnFailure, check_policy
 from .qp import solve_quadratic_program
 from .smoothed import Smoothed
@@ -89,6 +89,7 @@ def cone_program(
         tensor([ 0.1280, -0.0960], dtype=torch.float64)
     """
     check_policy("cone_program", on_failure)
+    check_adjoint("cone_program", adjoint)
     if adjoint is not None and not isinstance(adjoint, Exact | Smoothed):
         raise TypeError(
             f"cone_program: adjoint must be Exact() or Smoothed(mu); got {adjoint!r}. Leave it out "

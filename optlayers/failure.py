@@ -45,13 +45,13 @@ def report(where: str, on_failure: OnFailure, solution: Solution) -> None:
     warn(f"{text}. Their results are NaN and their gradients zero.")
 
 
-def warn(text: str) -> None:
+def warn(text: str, category: type[Warning] = SolverWarning) -> None:
     """Warn at the line outside of this package and of torch that called a layer."""
     level = 1
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in INSIDE:
         level, frame = level + 1, frame.f_back
-    warnings.warn(text, SolverWarning, stacklevel=level)
+    warnings.warn(text, category, stacklevel=level)
 
 
 def paint(t: Tensor, solved: Tensor) -> Tensor:

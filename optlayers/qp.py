@@ -19,7 +19,7 @@ from solvers.qp.rows import unstack
 from solvers.qp.solver import Outcome, QPSolver, unflatten
 from solvers.solution import Solution, Status
 
-from .exact import Exact
+from .exact import Exact, check_adjoint
 from .failure import OnFailure, check_policy, paint, report
 from .implicit.batching import batch_first
 from .implicit.function import Tensors, solve_implicitly
@@ -105,6 +105,7 @@ def qp(
     """
     shape = check("qp", P, q, G, h, A, b, lb, ub)
     check_policy("qp", on_failure)
+    check_adjoint("qp", adjoint)
     sparse = any(t is not None and t.layout != torch.strided for t in (P, G, A))
     if isinstance(solver, ConeSolver) or (sparse and solver is None):
         return sparse_qp(P, q, G, h, A, b, lb, ub, solver, adjoint, warm_start, on_failure)

@@ -38,19 +38,24 @@ def sparse_qp(
     Rows are those of ``A``, of ``G`` and of both bounds, one under the other.
     """
     n = q.shape[-1]
+    for name, t in (("q", q), ("h", h), ("b", b), ("lb", lb), ("ub", ub)):
+        if t is not None and t.layout != torch.strided:
+            raise TypeError(
+                f"qp: {name} must be a dense tensor; got layout {t.layout}. Convert it with "
+                f"{name}.to_dense()."
+            )
     rows = _Rows(n, q)
     if A is not None and b is not None:
-        rows.add(_matrix("A", A), b, None)
+        rows.add(_matrix("A", A), b)
     p = rows.count
     if G is not None and h is not None:
-        rows.add(_matrix("G", G), h, torch.isfinite(h) | h.isnan() | (h < 0))
+        rows.add(_matrix("G", G), h, may_be_infinite=True)
     m = rows.count - p
     eye = torch.arange(n, device=q.device).expand(2, n)
     for bound, sign in ((lb, -1.0), (ub, 1.0)):
         if bound is not None:
-            there = torch.isfinite(bound) | bound.isnan() | (sign * bound < 0)
             ones = torch.full_like(bound[..., :1], sign).expand(bound.shape)
-            rows.add(Matrix(ones, eye, n, n), sign * bound, there)
+            rows.add(Matrix(ones, eye, n, n), sign * bound, may_be_infinite=True)
     cones = [ZeroCone(p), NonnegativeCone(rows.count - p)]
     quadratic = None if P is None else _matrix("P", P)
     program = ConeProgram(quadratic, q, rows.matrix(), rows.right(), ConeProduct.of(cones))
@@ -74,16 +79,17 @@ class _Rows:
         self.index: list[Tensor] = []
         self.ends: list[Tensor] = []
 
-    def add(self, M: Matrix, end: Tensor, there: Tensor | None) -> None:
-        """Put rows below the others; those whose end is infinite become ``0 x <= 1``."""
+    def add(self, M: Matrix, end: Tensor, *, may_be_infinite: bool = False) -> None:
+        """Put rows below the others; those whose end is infinite become ``0 x <= 1`` or ``-1``."""
         values, index = M.values, M.index
         if index is None:
             place = torch.arange(M.rows * M.columns, device=values.device)
             index = torch.stack([place // M.columns, place % M.columns])
             values = values.flatten(-2)
-        if there is not None:
-            values = torch.where(there.index_select(-1, index[0]), values, 0.0)
-            end = torch.where(there, end, 1.0)
+        if may_be_infinite:
+            infinite = end.isinf()
+            values = torch.where(infinite.index_select(-1, index[0]), 0.0, values)
+            end = torch.where(infinite, end.detach().sign(), end)
         self.values.append(values)
         self.index.append(torch.stack([index[0] + self.count, index[1]]))
         self.ends.append(end)
@@ -132,6 +138,8 @@ def _named(
 
 def _stacked(solution: Solution, lower: bool, upper: bool) -> Solution | None:
     """The multipliers of an earlier solution as one vector, and slacks that fit them."""
+    if not isinstance(solution, Solution):
+        return solution  # to be refused with all others
     y, z, s, z_box = solution.y, solution.z, solution.s, solution.z_box
     if y is None or z is None or s is None or z_box is None:
         return None

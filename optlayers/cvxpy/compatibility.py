@@ -1,9 +1,6 @@
 """Names and options of cvxpylayers, for code that changes its import and nothing else."""
 
-import sys
-import warnings
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any
 
 from solvers.cone.clarabel import Clarabel
@@ -11,12 +8,15 @@ from solvers.cone.scs import SCS
 from solvers.cone.solver import ConeSolver
 from solvers.qp.solver import QPSolver
 
-from ..failure import INSIDE
+from ..failure import warn
 
 # What their solvers are here; None for whatever suits the problem.
 NAMES = {"DIFFCP": None, "MOREAU": None, "CLARABEL": Clarabel, "SCS": SCS}
 # Their options and the fields of ours. Those of the adjoint and of threads have none.
-TOLERANCES = ("eps", "eps_abs", "eps_rel", "tol_gap_abs", "tol_gap_rel", "tol_feas")
+TOLERANCES = (
+    "eps", "eps_abs", "eps_rel", "tol_gap_abs", "tol_gap_rel", "tol_feas", "abstol", "reltol",
+    "feastol",
+)  # fmt: skip
 LIMITS = ("max_iter", "max_iters")
 WITHOUT_EFFECT = (
     "mode", "solve_method", "n_jobs_forward", "n_jobs_backward", "acceleration_lookback",
@@ -89,9 +89,4 @@ def _with_options(
 
 
 def _deprecated(text: str) -> None:
-    """Warn at the line outside of this package and of torch, as :func:`warn` does."""
-    level = 1
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in INSIDE:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(f"CvxpyLayer: {text}.", DeprecationWarning, stacklevel=level)
+    warn(f"CvxpyLayer: {text}.", DeprecationWarning)

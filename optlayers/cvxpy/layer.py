@@ -11,7 +11,7 @@ from solvers.cone.solver import ConeSolver
 from solvers.qp.solver import QPSolver
 from solvers.solution import Solution, Status, register
 
-from ..exact import Exact
+from ..exact import Exact, check_adjoint
 from ..failure import OnFailure, check_policy, paint
 from ..smoothed import Smoothed
 from .canonical import canonicalise
@@ -100,6 +100,7 @@ class CvxpyLayer(nn.Module):
         """Take the problem apart."""
         super().__init__()
         check_policy("CvxpyLayer", on_failure)
+        check_adjoint("CvxpyLayer", adjoint)
         self.adjoint = adjoint
         self.on_failure = on_failure
         program = canonicalise(problem, parameters, variables, gp=gp)

@@ -210,7 +210,9 @@ class SolvedConeProgram(ConeConditions):
 
     def _report(self, program: ConeProgram, solution: Solution) -> None:
         if self.on_failure == "raise":
-            data = {"q": program.q, "A": program.A.values, "b": program.b}
+            # The rows of a quadratic program come from several arguments.
+            rows, ends = ("A and G", "b, h, lb and ub") if self.where == "qp" else ("A", "b")
+            data = {"q": program.q, rows: program.A.values, ends: program.b}
             data |= {} if program.P is None else {"P": program.P.values}
             for name, t in data.items():
                 wrong = int((~t.isfinite()).sum())
