@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 Array = Any  # a numpy array or a tensor; the functions of both have no type in common
 
@@ -38,11 +37,7 @@ def run(work: Callable[..., tuple[Array, ...]], *given: Tensor | None) -> tuple[
 
 def _are_plain(tensors: list[Tensor]) -> bool:
     """Whether they are doubles on the CPU and nobody differentiates, maps or compiles."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    ):
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     recording = torch.is_grad_enabled()
     return all(
@@ -61,7 +56,7 @@ def library(a: Array) -> Any:
 
 def some(mask: Array) -> bool:
     """Whether any is true; a tensor is not asked, that would wait for a GPU: it may be."""
-    return not isinstance(mask, np.ndarray) or np.count_nonzero(mask) > 0
+    return not isinstance(mask, np.ndarray) or bool(np.count_nonzero(mask))
 
 
 def only(

@@ -157,6 +157,11 @@ def _check_tensor(where: str, name: str, t: object, core: int) -> None:
             f"{where}: {name} must be a real floating-point tensor; got {got}. "
             f"Convert it, e.g. torch.as_tensor({name}, dtype=torch.float64)."
         )
+    if core == 1 and t.layout != torch.strided:
+        raise TypeError(
+            f"{where}: {name} must be a dense tensor; got layout {t.layout}. Convert it with "
+            f"{name}.to_dense()."
+        )
     if t.ndim < core:
         raise ValueError(
             f"{where}: {name} must have at least {core} dimensions; got shape {tuple(t.shape)}."

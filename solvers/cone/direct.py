@@ -89,19 +89,21 @@ class Dense:
         values: The diagonal of the last block, not negative ``(k)``.
     """
 
-    def __init__(self, P: Tensor, C: Tensor, values: Floats) -> None:
+    def __init__(self, P: Floats, C: Floats, values: Floats) -> None:
         """Shift and factor."""
-        n = len(P)
-        corner = -torch.diag(torch.from_numpy(values))
-        self.K = torch.cat([torch.cat([P, C.mT], 1), torch.cat([C, corner], 1)])
-        largest = float(self.K.abs().max()) if self.K.numel() else 0.0
+        n, side = len(P), len(P) + len(values)
+        K = np.zeros((side, side))  # calls to numpy cost a third of those to torch
+        K[:n, :n], K[n:, :n], K[:n, n:] = P, C, C.T
+        K.reshape(-1)[n * (side + 1) :: side + 1] = -values
+        largest = float(abs(K).max(initial=0.0))
+        self.K = torch.from_numpy(K)
         self.finite = largest < float("inf")  # False for NaN
-        if self.finite and self.K.numel():
+        if self.finite and side:
             shift = SHIFT * max(largest, TINY)
-            shifted = self.K.clone()
-            shifted.diagonal()[:n].add_(shift)
-            shifted.diagonal()[n:].sub_(shift)
-            self.LU, self.pivots = torch.linalg.lu_factor(shifted)
+            shifted = K.copy()
+            shifted.reshape(-1)[: n * (side + 1) : side + 1] += shift
+            shifted.reshape(-1)[n * (side + 1) :: side + 1] -= shift
+            self.LU, self.pivots, _ = torch.linalg.lu_factor_ex(torch.from_numpy(shifted))
 
     def solve(self, right: Tensor) -> tuple[Tensor, float]:
         """Solve for ``(n + k, columns)``; also the largest relative residual."""
@@ -160,9 +162,9 @@ class Sparse:
             solution[:, j], residual[j] = _refine(self.shifted, self._times, right[:, j], good)
         unsolved = np.flatnonzero(residual > bad)
         if len(unsolved) and len(right) <= EIGENVALUES_SIDE:
-            blocks = torch.from_numpy(self.P.symmetric()), torch.from_numpy(self.C.toarray())
             columns = torch.from_numpy(right[:, unsolved])
-            found, left = Dense(*blocks, self.values).solve(columns)
+            dense = Dense(self.P.symmetric(), self.C.toarray(), self.values)
+            found, left = dense.solve(columns)
             solution[:, unsolved], residual[unsolved] = found.numpy(), left
         else:
             for j in unsolved.tolist():

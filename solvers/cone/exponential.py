@@ -2,21 +2,24 @@ r"""The exponential cone and its dual, by a root-finding problem in one variable
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .arrays import Array, clamp, library, logaddexp, only, relu, run, sigmoid, some, split
 from .cone import Cone, Number, Spectrum, apply, is_positive
 from .dual_path import refuse_central_path_of_dual
 from .exponential_path import PathPoint, exponential_path
-from .logistic import logaddexp, sigmoid
-from .monotone_root import decreasing_root
+from .monotone_root import SHORT, decreasing_root
 
 # At this slope a ray of the boundary agrees with its limit (0, 0, 1), in any precision.
 STEEPEST = 100.0
 # At this one exp(-slope) is as large as double precision allows.
 FLATTEST = -700.0
+# Steps of Newton's method from a guess before the root is looked for: good guesses take 1 or 2.
+TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,7 @@ class ExponentialCone(Cone):
         """
         if is_positive(mu):
             return self._path(v, mu).s
-        if self.dual:
-            return v + _solve(-v, None if near is None else near - v).nearest
-        return _solve(v, near).nearest
+        return run(partial(_project, self.dual), v, near)[0]
 
     def derivative(self, v: Tensor, w: Tensor, mu: Number = 0.0) -> Tensor:
         """See :meth:`Cone.derivative`.
@@ -100,11 +101,7 @@ class ExponentialCone(Cone):
             values, frame = torch.linalg.eigh(self._path(v, mu).jacobian)
             values = values.clamp(0, 1)
         else:
-            if nearest is not None and not self.dual:
-                values, frame = _at(v, nearest)
-            else:  # for the dual cone, what is known of -v would have lost its digits to v
-                _, values, frame = _solve(-v if self.dual else v)
-            values = 1 - values if self.dual else values
+            values, frame = run(partial(_decompose, self.dual), v, nearest)
         return Spectrum(values, lambda a: frame.mT @ a, lambda a: frame @ a)
 
     def _path(self, v: Tensor, mu: Number) -> PathPoint:
@@ -112,47 +109,89 @@ class ExponentialCone(Cone):
         size = v.abs().amax(-1, keepdim=True)
         size = torch.where(size > 0, size, 1.0)
         unit = v / size
-        s, jacobian = exponential_path(unit, mu / size[..., 0] ** 2, _solve(unit).nearest)
+        s, jacobian = exponential_path(unit, mu / size[..., 0] ** 2, self.project(unit))
         return PathPoint(s * size, jacobian)
 
 
-class _Rays(NamedTuple):
-    """The rays of both boundaries at one slope, scaled such that nothing overflows."""
-
-    primal: Tensor  # (..., 3)
-    dual: Tensor  # (..., 3)
-    across: Tensor  # (..., 3) their cross product
-    primal_turn: Tensor  # (...) how quickly the direction of `primal` turns
-    dual_turn: Tensor  # (...)
+def _project(dual: bool, v: Array, near: Array | None) -> tuple[Array]:
+    """The nearest point ``(..., 3)``, perhaps from a guess."""
+    if dual:
+        return (v + _nearest(_place(-v, None if near is None else near - v)),)
+    return (_nearest(_place(v, near)),)
 
 
-class _Split(NamedTuple):
-    nearest: Tensor  # (..., 3)
-    values: Tensor  # (..., 3) eigenvalues of the derivative
-    frame: Tensor  # (..., 3, 3) its eigenvectors
+def _decompose(dual: bool, v: Array, nearest: Array | None) -> tuple[Array, Array]:
+    """The eigenvalues ``(..., 3)`` of the derivative and its eigenvectors ``(..., 3, 3)``."""
+    if dual:  # what is known of -v has lost digits to v: it is a guess
+        values, frame = _spectrum(_place(-v, None if nearest is None else nearest - v))
+        return 1 - values, frame
+    return _spectrum(_place(v, None) if nearest is None else _known(v, nearest))
 
 
-def _rays(slope: Tensor) -> _Rays:
-    steep = slope > 0
-    small = torch.exp(-slope.abs())
-    one = torch.ones_like(slope)
-    # The primal ray is scaled by exp(-slope) where that is small, the dual one by exp(slope).
-    r, q = torch.where(steep, small, one), torch.where(steep, one, small)
-    primal = torch.stack([slope * r, r, torch.where(steep, one, small)], -1)
-    dual = torch.stack([-q, (slope - 1) * q, torch.where(steep, small, one)], -1)
-    across = torch.linalg.cross(primal, dual)
-    primal_length = torch.linalg.vector_norm(primal, dim=-1)
-    dual_length = torch.linalg.vector_norm(dual, dim=-1)
-    return _Rays(
-        primal / primal_length[..., None],
-        dual / dual_length[..., None],
-        across / (primal_length * dual_length)[..., None],
-        r * dual_length / primal_length**2,
-        q * primal_length / dual_length**2,
-    )
+Vector = tuple[Array, ...]  # three entries, (...) each
 
 
-def _slope(v: Tensor, guess: Tensor | None) -> Tensor:
+class _Fit(NamedTuple):
+    r"""The rays of both boundaries at some slope, and what there is of a vector along them.
+
+    The rays are :math:`(\rho r, r, q)` and :math:`(-q, (\rho - 1) q, r)`. Of the factors one is 1
+    and the other one :math:`e^{-|\rho|}`, so that nothing overflows.
+    """
+
+    slope: Array
+    r: Array
+    q: Array
+    primal: Array  # the ray's length, squared
+    dual: Array  # the dual ray's
+    along: Array  # product of the vector and the primal ray
+    against: Array  # minus the one with the dual ray
+    across: Array  # with the cross product of both
+    kept: Array  # how quickly the part along the primal ray turns with the slope
+    lost: Array  # the other part, in the same unit
+
+    @property
+    def step(self) -> Array:
+        """Newton's step to the slope where nothing is left across both rays."""
+        return self.across * self.primal * self.dual / (self.kept + self.lost)
+
+
+class _Elsewhere(NamedTuple):
+    """Vectors whose nearest point is on no ray."""
+
+    inside: Array
+    polar: Array
+    on_face: Array
+
+    @property
+    def any(self) -> Array:
+        """Whether it is one of them."""
+        return self.inside | self.polar | self.on_face
+
+
+class _Place(NamedTuple):
+    """What determines the nearest point of a vector and the derivative there."""
+
+    v: Vector
+    size: Array | None  # what the vector was divided by before the fit
+    fit: _Fit
+    elsewhere: _Elsewhere | None  # None if all are on rays
+
+
+def _fit(v: Vector, slope: Array) -> _Fit:
+    x, y, z = v
+    xp = library(slope)
+    steep, small, less = slope > 0, xp.exp(-abs(slope)), slope - 1
+    r, q = xp.where(steep, small, 1.0), xp.where(steep, 1.0, small)
+    rr, qq = r * r, q * q
+    primal, dual = (slope * slope + 1) * rr + qq, (less * less + 1) * qq + rr
+    along, against = r * (slope * x + y) + q * z, q * (x - less * y) - r * z
+    across = rr * (x - slope * y) - qq * (less * x + y) + small * (slope * less + 1) * z
+    # In this order: the lengths are as large as a slope squared.
+    kept, lost = r * dual * dual * along, q * primal * primal * against
+    return _Fit(slope, r, q, primal, dual, along, against, across, kept, lost)
+
+
+def _root(x: Array, y: Array, z: Array, guess: Array | None = None) -> Array:
     r"""The slope of the ray that is nearest, given that it is neither a face nor the apex.
 
     The multiples of the rays are :math:`\alpha = ((\rho - 1) x + y) / (\rho^2 - \rho + 1)` and
@@ -161,119 +200,181 @@ def _slope(v: Tensor, guess: Tensor | None) -> Tensor:
     has one root; it is found after taking logarithms on both sides, in the logit of the place
     between the ends, because then it is almost linear.
     """
-    x, y, z = v.unbind(-1)
-    safe_x, safe_y = torch.where(x == 0, 1.0, x), torch.where(y == 0, 1.0, y)
-    high = torch.where(y > 0, x / safe_y, STEEPEST).clamp(max=STEEPEST)
-    low = torch.where(x > 0, (1 - y / safe_x).clamp(min=FLATTEST), 2 * high + FLATTEST)
-    low = low.clamp(max=STEEPEST)
-    width = torch.relu(high - low)
+    xp = library(x)
+    right_of, above_of = x > 0, y > 0
+    flat, upright = x / xp.where(y == 0, 1.0, y), 1 - y / xp.where(x == 0, 1.0, x)
+    high = clamp(xp.where(above_of, flat, STEEPEST), -math.inf, STEEPEST)
+    low = clamp(
+        xp.where(right_of, clamp(upright, FLATTEST, math.inf), 2 * high + FLATTEST),
+        -math.inf,
+        STEEPEST,
+    )
+    width = relu(high - low)
     # What is left of the numerators where an end is not their zero.
-    alpha_low = torch.relu((low - 1) * x + y) * (low != 1 - y / safe_x)
-    beta_high = torch.relu(x - high * y) * (high != x / safe_y)
-    log_plus, log_minus = torch.log(torch.relu(z)), torch.log(torch.relu(-z))
+    alpha_low = relu((low - 1) * x + y) * (low != upright)
+    beta_high = relu(x - high * y) * (high != flat)
+    log_plus, log_minus = xp.log(relu(z)), xp.log(relu(-z))
 
-    def place(logit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def place(logit: Array) -> tuple[Array, Array, Array]:
         above, below = width * sigmoid(logit), width * sigmoid(-logit)
-        return torch.where(logit > 0, high - below, low + above), above, below
+        return xp.where(logit > 0, high - below, low + above), above, below
 
-    def evaluate(logit: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(logit: Array) -> tuple[Array, Array]:
         slope, above, below = place(logit)
-        alpha = torch.where(x > 0, alpha_low + x * above, (slope - 1) * x + y)
-        beta = torch.where(y > 0, beta_high + y * below, x - slope * y)
-        square = torch.log(slope * slope - slope + 1)
-        square_turn = (2 * slope - 1) / (slope * slope - slope + 1)
-        log_alpha, alpha_turn = torch.log(alpha) - square + slope, x / alpha - square_turn + 1
-        log_beta, beta_turn = torch.log(beta) - square - slope, -y / beta - square_turn - 1
+        alpha = xp.where(right_of, alpha_low + x * above, (slope - 1) * x + y)
+        beta = xp.where(above_of, beta_high + y * below, x - slope * y)
+        square = slope * slope - slope + 1
+        log_square, square_turn = xp.log(square), (2 * slope - 1) / square
+        log_alpha, alpha_turn = xp.log(alpha) - log_square + slope, x / alpha - square_turn + 1
+        log_beta, beta_turn = xp.log(beta) - log_square - slope, -y / beta - square_turn - 1
         left, right = logaddexp(log_alpha, log_minus), logaddexp(log_beta, log_plus)
-        turn = torch.exp(log_beta - right) * beta_turn - torch.exp(log_alpha - left) * alpha_turn
+        turn = xp.exp(log_beta - right) * beta_turn - xp.exp(log_alpha - left) * alpha_turn
         return right - left, turn * above * sigmoid(-logit)
 
-    end = torch.full_like(x, 100.0)
+    end = xp.full_like(x, 100.0)
     start = None
     if guess is not None:
-        start = torch.log(torch.relu(guess - low)) - torch.log(torch.relu(high - guess))
-        start = torch.where(start.isnan(), 0.0, start).clamp(-100.0, 100.0)
-    return place(decreasing_root(evaluate, -end, end, start))[0]
+        start = xp.log(relu(guess - low)) - xp.log(relu(high - guess))
+        start = clamp(xp.where(xp.isnan(start), 0.0, start), -100.0, 100.0)
+    return _polish((x, y, z), place(decreasing_root(evaluate, -end, end, start))[0])
 
 
-def _polish(unit: Tensor, slope: Tensor) -> Tensor:
-    """One step of Newton's method on what is left of ``unit`` across both rays."""
-    rays = _rays(slope)
-    along, against = (unit * rays.primal).sum(-1), (unit * rays.dual).sum(-1)
-    across = (unit * rays.across).sum(-1)
-    better = slope + across / (rays.primal_turn * along - rays.dual_turn * against)
-    improves = (unit * _rays(better).across).sum(-1).abs() < across.abs()
-    return torch.where(improves, better, slope)
+def _polish(v: Vector, slope: Array) -> Array:
+    """One step of Newton's method on what is left across both rays."""
+    xp = library(slope)
+    before = _fit(v, slope)
+    after = _fit(v, slope + before.step)
+    improves = abs(after.across) * xp.sqrt(before.primal * before.dual) < abs(
+        before.across
+    ) * xp.sqrt(after.primal * after.dual)
+    return xp.where(improves, after.slope, slope)
 
 
-def _slope_of(s: Tensor) -> Tensor:
-    """The slope of the ray through a point; of points on no ray, any number."""
-    return s[..., 0] / torch.where(s[..., 1] > 0, s[..., 1], 1.0)
+def _follow(v: Vector, slope: Array) -> tuple[_Fit, Array]:
+    """Newton's method from a guess, and where it did find the nearest ray."""
+    xp = library(slope)
+    reach = SHORT * xp.finfo(slope.dtype).eps ** 0.5
+    slope = clamp(slope, -math.inf, STEEPEST)
+    fit = _fit(v, slope)
+    going = slope <= STEEPEST  # not so NaN
+    for _ in range(TRIES):
+        # Elements that are done stay where they are, so that the company does not matter.
+        to = clamp(xp.where(going, slope + fit.step, slope), -math.inf, STEEPEST)
+        short = abs(to - slope) <= reach * (1 + abs(to))
+        slope, fit = to, _fit(v, to)
+        # With these signs it is the nearest ray: by Moreau's theorem only that splits the vector
+        # so. The steepest one stands for those beyond it, which vectors over the face do not have.
+        split_well = (fit.along >= 0) & (fit.against >= 0) & ((to < STEEPEST) | (v[0] > 0))
+        going = going & split_well & ~short
+        if not some(going):
+            break
+    return fit, split_well & ~going
 
 
-def _between(rays: _Rays, along: Tensor, against: Tensor) -> Tensor:
-    """The eigenvalue between 0 and 1, for the lengths of both parts."""
-    kept, lost = along * rays.primal_turn, against * rays.dual_turn
-    some = kept + lost > 0
-    return torch.where(some, kept / torch.where(some, kept + lost, 1.0), 0.0)
+def _guess(v: Vector, s: Vector) -> Array:
+    """A slope from a guess of the nearest point; NaN or infinite if there is no telling."""
+    x, y = s[0] - v[0], s[1] - v[1]
+    # Both rays tell it, and the one whose unit is longer less roughly.
+    return library(x).where(s[1] >= -x, s[0] / s[1], 1 - y / x)
 
 
-def _at(v: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors where the nearest point ``s`` of the primal cone is known."""
-    z = s - v
-    apex, polar, on_face = (v == 0).all(-1), (s == 0).all(-1), s[..., 1] == 0
-    inside = apex | ((z == 0).all(-1) & ~on_face)
-    regular = ~(inside | polar | on_face)
-    rays = _rays(torch.where(regular, _slope_of(s), 0.0).clamp(FLATTEST, STEEPEST))
-    lengths = torch.linalg.vector_norm(s, dim=-1), torch.linalg.vector_norm(z, dim=-1)
-    zero, one = torch.zeros_like(s[..., 0]), torch.ones_like(s[..., 0])
-    last = torch.where(on_face, (v[..., 2] >= 0).to(v.dtype), _between(rays, *lengths))
-    values = torch.stack([one, zero, last], -1)
-    values = torch.where(polar[..., None], 0.0, values)
-    frame = torch.stack([rays.primal, rays.dual, rays.across], -1)
-    eye = torch.eye(3, dtype=v.dtype, device=v.device)
-    return (
-        torch.where(inside[..., None], 1.0, values),
-        torch.where(regular[..., None, None], frame, eye),
-    )
+def _scaled(v: Vector) -> tuple[Vector, Array | None]:
+    """The vector over its size, where that is so extreme that products of it are."""
+    x, y, z = v
+    xp = library(x)
+    size = xp.maximum(xp.maximum(abs(x), abs(y)), abs(z))
+    least = xp.finfo(x.dtype).tiny ** 0.25
+    extreme = ((size > 1 / least) & (size < math.inf)) | ((size < least) & (size > 0))
+    if not some(extreme):
+        return v, None
+    size = xp.where(extreme, size, 1.0)
+    return (x / size, y / size, z / size), size
 
 
-def _solve(v: Tensor, near: Tensor | None = None) -> _Split:
-    """The nearest point of the primal cone and the derivative there, perhaps from a guess."""
-    size = v.abs().amax(-1, keepdim=True)
-    size = torch.where(size > 0, size, 1.0)
-    unit = v / size
-    x, y, z = unit.unbind(-1)
+def _place(vector: Array, near: Array | None) -> _Place:
+    """Find the nearest point of the primal cone, perhaps from a guess."""
+    v = split(vector)
+    unit, size = _scaled(v)
+    given, harmless = list(unit), [1.0, 1.0, 0.0]
+    found, slope = None, library(vector).zeros_like(v[0])
+    if near is not None:
+        guess = _guess(v, split(near))
+        fit, found = _follow(unit, guess)
+        if not some(~found):
+            return _Place(v, size, fit, None)
+        given, harmless = [*given, guess], [*harmless, 0.0]
+        slope = library(vector).where(found, fit.slope, slope)
+    elsewhere = _elsewhere(unit)
+    if found is not None:
+        elsewhere = _Elsewhere(*(mask & ~found for mask in elsewhere))
+    sought = ~elsewhere.any if found is None else ~(elsewhere.any | found)
+    return _Place(v, size, _fit(unit, only(sought, _root, given, harmless, slope)), elsewhere)
 
+
+def _elsewhere(v: Vector) -> _Elsewhere:
+    x, y, z = v
+    xp = library(x)
     # exp may overflow to inf in these, which compares as it should.
-    at_apex = (unit == 0).all(-1)
-    inside = at_apex | ((y > 0) & (y * torch.exp(x / torch.where(y > 0, y, 1.0)) <= z))
-    polar = (x > 0) & (x * torch.exp(y / torch.where(x > 0, x, 1.0)) <= -math.e * z)
+    inside = (y > 0) & (y * xp.exp(x / xp.where(y > 0, y, 1.0)) <= z)
+    apex = (x == 0) & (y == 0) & (z == 0)
+    polar = (x > 0) & (x * xp.exp(y / xp.where(x > 0, x, 1.0)) <= -math.e * z)
     # So near the face that the square of the slope would overflow.
-    on_face = (x <= 0) & (y <= -x * (torch.finfo(v.dtype).tiny ** 0.5 * 1e10))
-    regular = ~(inside | polar | on_face)
+    on_face = (x <= 0) & (y <= -x * (xp.finfo(x.dtype).tiny ** 0.5 * 1e10))
+    return _Elsewhere(inside | apex, polar, on_face)
 
-    # Elements that need no root get a harmless problem of their own.
-    outside = torch.where(regular[..., None], unit, unit.new_tensor([1.0, 1.0, 0.0]))
-    guess = None if near is None else _slope_of(near)
-    rays = _rays(_polish(unit, _slope(outside, guess)))
-    along = torch.relu((unit * rays.primal).sum(-1))
-    against = torch.relu(-(unit * rays.dual).sum(-1))
-    between = _between(rays, along, against)
 
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
-    on_ray = along[..., None] * rays.primal
-    flat = torch.stack([x, zero, torch.relu(z)], -1)
-    nearest = torch.where(on_face[..., None], flat, on_ray)
-    nearest = size * torch.where(polar[..., None], 0.0, nearest)
+def _known(vector: Array, nearest: Array) -> _Place:
+    """What follows from the nearest point of the primal cone."""
+    v, s = split(vector), split(nearest)
+    apex, polar = ((a[0] == 0) & (a[1] == 0) & (a[2] == 0) for a in (v, s))
+    on_face = (s[1] == 0) & (v[0] <= 0)
+    same = (s[0] == v[0]) & (s[1] == v[1]) & (s[2] == v[2])
+    elsewhere = _Elsewhere(apex | (same & ~on_face), polar, on_face)
+    unit, size = _scaled(v)
+    # On so steep a ray that y is lost, the limit stands for it.
+    xp = library(vector)
+    slope = xp.where(s[1] > 0, s[0] / xp.where(s[1] > 0, s[1], 1.0), STEEPEST)
+    slope = xp.where(elsewhere.any, 0.0, slope)
+    return _Place(v, size, _fit(unit, slope), elsewhere)
 
-    values = torch.stack([one, zero, between], -1)
-    flat = torch.stack([one, zero, (z >= 0).to(v.dtype)], -1)
-    values = torch.where(on_face[..., None], flat, values)
-    values = torch.where(polar[..., None], 0.0, values)
-    frame = torch.stack([rays.primal, rays.dual, rays.across], -1)
-    return _Split(
-        torch.where(inside[..., None], v, nearest),
-        torch.where(inside[..., None], 1.0, values),
-        torch.where(regular[..., None, None], frame, torch.eye(3, dtype=v.dtype, device=v.device)),
-    )
+
+def _nearest(place: _Place) -> Array:
+    """The nearest point ``(..., 3)``."""
+    (x, _, z), size, fit, elsewhere = place
+    xp = library(x)
+    multiple = relu(fit.along) / fit.primal
+    multiple = multiple if size is None else multiple * size
+    y = multiple * fit.r
+    s = [y * fit.slope, y, multiple * fit.q]
+    if elsewhere is not None and some(elsewhere.any):
+        inside, polar, on_face = elsewhere
+        for i, flat in enumerate((x, 0.0, relu(z))):
+            edge = xp.where(polar, 0.0, xp.where(on_face, flat, s[i]))
+            s[i] = xp.where(inside, place.v[i], edge)
+    return xp.stack(s, -1)
+
+
+def _spectrum(place: _Place) -> tuple[Array, Array]:
+    """The eigenvalues ``(..., 3)`` of the derivative and its eigenvectors ``(..., 3, 3)``."""
+    _, _, fit, elsewhere = place
+    xp = library(fit.slope)
+    slope, r, q, less = fit.slope, fit.r, fit.q, fit.slope - 1
+    one, zero = xp.ones_like(slope), xp.zeros_like(slope)
+    kept, total = relu(fit.kept), relu(fit.kept) + relu(fit.lost)
+    values = [one, zero, kept / xp.where(total > 0, total, 1.0)]
+    across = (r * r - less * q * q, -q * q - slope * r * r, r * q * (slope * less + 1))
+    p, d = 1 / xp.sqrt(fit.primal), 1 / xp.sqrt(fit.dual)
+    frame = [
+        *(slope * r * p, -q * d, across[0] * p * d),
+        *(r * p, less * q * d, across[1] * p * d),
+        *(q * p, r * d, across[2] * p * d),
+    ]
+    if elsewhere is not None and some(elsewhere.any):
+        inside, polar, on_face = elsewhere
+        flat = xp.where(place.v[2] >= 0, one, zero)
+        last = xp.where(polar, 0.0, xp.where(on_face, flat, values[2]))
+        values = [xp.where(polar, zero, one), zero, last]
+        values = [xp.where(inside, 1.0, value) for value in values]
+        none = elsewhere.any
+        frame = [xp.where(none, float(i % 4 == 0), entry) for i, entry in enumerate(frame)]
+    return xp.stack(values, -1), xp.stack(frame, -1).reshape(*slope.shape, 3, 3)

@@ -144,8 +144,8 @@ class Linearised:
         self.dense: direct.Dense | None = None
         if direct.is_dense(self.n + len(values), 2 * P.nnz):
             self.W_dense = torch.from_numpy(W.toarray())
-            C = self.W_dense @ torch.from_numpy(A.dense())
-            self.dense = direct.Dense(torch.from_numpy(P.symmetric()), C, values)
+            C = (self.W_dense @ torch.from_numpy(A.dense())).numpy()
+            self.dense = direct.Dense(P.symmetric(), C, values)
         else:
             import scipy.sparse as sp
 

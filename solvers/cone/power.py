@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .arrays import logaddexp, sigmoid
 from .cone import Cone, Number, Spectrum, apply, check_count, is_positive, per_row
 from .dual_path import refuse_central_path_of_dual
-from .logistic import logaddexp, sigmoid
 from .monotone_root import decreasing_root
 from .smooth_relu import smooth_relu
 
@@ -365,4 +365,5 @@ def _central_path(u0: Tensor, length: Tensor, alpha: Tensor, mu: Number) -> _Spl
 
 
 def _log_sigmoid(t: Tensor) -> Tensor:
-    return -logaddexp(-t, torch.zeros_like(t))
+    softplus: Tensor = logaddexp(-t, torch.zeros_like(t))
+    return -softplus

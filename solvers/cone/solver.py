@@ -166,7 +166,8 @@ class ConeSolver(ABC):
         for abs_share, rel_share in ((NEAR, NEAR), (0.0, 0.0)):
             eps_abs = max(abs_share, AS_NEAR_AS_IT_CAN * self.eps_abs)
             eps_rel = max(rel_share, AS_NEAR_AS_IT_CAN * self.eps_rel)
-            left = self._find(judge, outcome, left, guesses, eps_abs, eps_rel)
+            if left:
+                left = self._find(judge, outcome, left, guesses, eps_abs, eps_rel)
 
     def _find(
         self,
