@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..batch import broadcast_shapes, flat
 from ..matrix import Matrix, of_csr
@@ -216,16 +217,26 @@ class Instances:
         return Instance(P, _row(self._q, i), self._A[i], _row(self._b, i))
 
 
+# Layers come again and again with the same tensor of indices, whose sorting takes a while.
+_patterns: "WeakIdKeyDictionary" = WeakIdKeyDictionary()
+
+
+def _pattern(matrix: Matrix, index: Tensor, upper: bool) -> Pattern:
+    known: dict[tuple[int, int, int, bool], Pattern] = _patterns.setdefault(index, {})
+    key = (index._version, matrix.rows, matrix.columns, upper)
+    if key not in known:
+        rows, columns = index.cpu().numpy()
+        known[key] = Pattern(rows, columns, (matrix.rows, matrix.columns), upper=upper)
+    return known[key]
+
+
 class _Entries:
     """A batch of matrices in flat form."""
 
     def __init__(self, matrix: Matrix, shape: torch.Size, *, upper: bool = False) -> None:
         self.values = flat(matrix.values, matrix.core, shape).cpu().numpy()
         self.upper = upper
-        self.pattern: Pattern | None = None
-        if matrix.index is not None:
-            rows, columns = matrix.index.cpu().numpy()
-            self.pattern = Pattern(rows, columns, (matrix.rows, matrix.columns), upper=upper)
+        self.pattern = None if matrix.index is None else _pattern(matrix, matrix.index, upper)
         self.shared = self._make(0) if len(self.values) == 1 else None
 
     def __getitem__(self, i: int) -> Compressed:

@@ -153,31 +153,34 @@ class Judge:
     def refine(self, which: list[int], start: list[Candidate], max_steps: int) -> list[Candidate]:
         """Better candidates by Newton's method, each as long as it does get better.
 
-        The projection has kinks, so this is safe near a solution only: a step that does not shrink
-        the error is not taken. As long as steps shrink it a lot, the conditions around the first
-        point serve the next ones as well.
+        The projection has kinks, so this is safe near a solution only: a step that shrinks neither
+        the error nor the residuals' length is not taken. A row that changes sides may raise the one
+        for a step, where many are close to their kinks. As long as steps shrink the error a lot,
+        the conditions around the first point serve the next ones as well.
         """
-        best = list(start)
+        best, here = list(start), list(start)
         known: dict[int, Linearised] = {}
         going = list(range(len(which)))
         for _ in range(max_steps):
-            going = [j for j in going if EXACT < best[j].error < float("inf")]
+            going = [j for j in going if EXACT < here[j].error < float("inf")]
             if not going:
                 break
             fresh = [j for j in going if j not in known]
             if fresh:
-                made = self.linearise([which[j] for j in fresh], [best[j] for j in fresh])
+                made = self.linearise([which[j] for j in fresh], [here[j] for j in fresh])
                 known.update(zip(fresh, made, strict=True))
-            steps = spread(lambda j: self.step(which[j], best[j], known[j]), going)
-            moved = [best[j].moved(step) for j, step in zip(going, steps, strict=True)]
+            steps = spread(lambda j: self.step(which[j], here[j], known[j]), going)
+            moved = [here[j].moved(step) for j, step in zip(going, steps, strict=True)]
             better = []
             for j, candidate in zip(
                 going, self.measure([which[j] for j in going], moved), strict=True
             ):
-                if not candidate.error < QUICKLY * best[j].error:
+                if not candidate.error < QUICKLY * here[j].error:
                     known.pop(j)
                 if candidate.error < best[j].error:
                     best[j] = candidate
+                if candidate.error < here[j].error or candidate.norm < here[j].norm:
+                    here[j] = candidate
                     better.append(j)
             going = better
         return best

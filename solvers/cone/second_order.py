@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from .arrays import Array, library, run
 from .cone import Cone, Number, Spectrum, check_count, is_positive, per_row
 from .smooth_relu import divided_difference, radius, smooth_relu
 
@@ -61,13 +62,10 @@ class SecondOrderCone(Cone):
 
     def project(self, v: Tensor, mu: Number = 0.0) -> Tensor:
         r"""The function :math:`\psi_\mu` of the eigenvalues; see :meth:`Cone.project`."""
+        if not is_positive(mu):
+            return run(_nearest, v)[0]
         mu = per_row(mu)
         t, x, norm = _split(v)
-        if not is_positive(mu):
-            inside, mixed = norm <= t, norm > t.abs()
-            scale = (t + norm) / 2
-            on_the_boundary = torch.cat([scale, x * (scale / torch.where(mixed, norm, 1.0))], -1)
-            return torch.where(inside, v, torch.where(mixed, on_the_boundary, 0.0))
         large, small = t + norm, t - norm
         mean = (smooth_relu(large, mu) + smooth_relu(small, mu)) / 2
         return torch.cat([mean, divided_difference(large, small, mu) * x], -1)
@@ -82,24 +80,18 @@ class SecondOrderCone(Cone):
 
     def spectrum(self, v: Tensor, mu: Number = 0.0) -> Spectrum:
         """The frame by one reflection, in O(rows) a column; see :meth:`Cone.spectrum`."""
-        t, x, norm = _split(v)
-        large, small, between = _slopes(t, norm, per_row(mu))
         if self.rows == 1:
-            return Spectrum(large, lambda a: a, lambda a: a)
-        values = torch.cat([large, small, between.expand(*x.shape[:-1], self.rows - 2)], -1)
-
-        # The reflection sends the first unit vector to -sign * x / |x|, where the sign is that of
-        # the first entry, so that nothing cancels. Where x = 0 it is the unit vector itself.
-        somewhere = norm > 0
-        unit = x / torch.where(somewhere, norm, 1.0)
-        head = torch.where(somewhere, unit[..., :1], 1.0)
-        sign = torch.where(head < 0, -1.0, 1.0).to(v.dtype)
-        mirror = torch.cat([head + sign, unit[..., 1:]], -1)[..., None]
-        weight = 2 / (mirror * mirror).sum(-2, keepdim=True)
-        sign = sign[..., None]
+            t, _, norm = _split(v)
+            return Spectrum(_slopes(t, norm, per_row(mu))[0], lambda a: a, lambda a: a)
+        if is_positive(mu):
+            values, mirror, weight, sign = _frame(v, per_row(mu))
+        else:
+            values, mirror, weight, sign = run(_frame, v)
+        mirror, weight, sign = mirror[..., None], weight[..., None], sign[..., None]
 
         def reflect(a: Tensor) -> Tensor:
-            return a - weight * mirror * (mirror * a).sum(-2, keepdim=True)
+            reflected: Tensor = a - weight * mirror * (mirror * a).sum(-2, keepdim=True)
+            return reflected
 
         def rotate(a: Tensor) -> Tensor:
             first, rest = a[..., :1, :], reflect(a[..., 1:, :])
@@ -117,19 +109,52 @@ class SecondOrderCone(Cone):
         return Spectrum(values, rotate, back)
 
 
-def _split(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _nearest(v: Array) -> tuple[Array]:
+    """The nearest point."""
+    xp = library(v)
+    t, x, norm = _split(v)
+    inside, mixed = norm <= t, norm > abs(t)
+    scale = (t + norm) / 2
+    tail = x * (scale / xp.where(mixed, norm, 1.0))
+    on_the_boundary = xp.concatenate((scale, tail), axis=-1)
+    return (xp.where(inside, v, xp.where(mixed, on_the_boundary, 0.0)),)
+
+
+def _frame(v: Array, mu: Number = 0.0) -> tuple[Array, Array, Array, Array]:
+    """Eigenvalues, and the reflection that makes the eigenvectors: mirror, weight and sign.
+
+    The reflection sends the first unit vector to ``-sign * x / |x|``, where the sign is that of the
+    first entry, so that nothing cancels. Where ``x = 0`` it is the unit vector itself.
+    """
+    xp = library(v)
+    t, x, norm = _split(v)
+    large, small, between = _slopes(t, norm, mu)
+    somewhere = norm > 0
+    unit = x / xp.where(somewhere, norm, 1.0)
+    head = xp.where(somewhere, unit[..., :1], 1.0)
+    one = xp.ones_like(head)  # in the precision of v
+    sign = xp.where(head < 0, -one, one)
+    mirror = xp.concatenate((head + sign, unit[..., 1:]), axis=-1)
+    others = xp.ones_like(x[..., 1:]) * between
+    values = xp.concatenate((large, small, others), axis=-1)
+    return values, mirror, 2 / (mirror * mirror).sum(-1, keepdims=True), sign
+
+
+def _split(v: Array) -> tuple[Array, Array, Array]:
     """The parts ``t`` and ``x`` and the norm of ``x``, whose derivative at 0 is 0 and not NaN."""
+    xp = library(v)
     t, x = v[..., :1], v[..., 1:]
     # Scaled, so that squares neither overflow nor vanish; the scale is a constant to torch.
-    scale = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else torch.zeros_like(t)
+    constant = x.detach() if isinstance(x, Tensor) else x
+    scale = xp.amax(abs(constant), -1, keepdims=True) if x.shape[-1] else xp.zeros_like(t)
     somewhere = scale > 0
-    scale = torch.where(somewhere, scale, 1.0)
-    square = ((x / scale) ** 2).sum(-1, keepdim=True)
-    norm = scale * torch.sqrt(torch.where(somewhere, square, 1.0))
-    return t, x, torch.where(somewhere, norm, 0.0)
+    scale = xp.where(somewhere, scale, 1.0)
+    square = ((x / scale) ** 2).sum(-1, keepdims=True)
+    norm = scale * xp.sqrt(xp.where(somewhere, square, 1.0))
+    return t, x, xp.where(somewhere, norm, 0.0)
 
 
-def _slopes(t: Tensor, norm: Tensor, mu: Number) -> tuple[Tensor, Tensor, Tensor]:
+def _slopes(t: Array, norm: Array, mu: Number) -> tuple[Array, Array, Array]:
     """Eigenvalues of the Jacobian: of the larger and the smaller one of ``v``, and the others."""
     if is_positive(mu):
         large, small = t + norm, t - norm
@@ -138,13 +163,12 @@ def _slopes(t: Tensor, norm: Tensor, mu: Number) -> tuple[Tensor, Tensor, Tensor
             divided_difference(small, small, mu),
             divided_difference(large, small, mu),
         )
-    inside, mixed = norm <= t, norm > t.abs()
-    between = (t / torch.where(mixed, norm, 1.0) + 1) / 2
-    return (
-        (inside | mixed).to(t.dtype),
-        inside.to(t.dtype),
-        torch.where(mixed, between, inside.to(t.dtype)),
-    )
+    xp = library(t)
+    inside, mixed = norm <= t, norm > abs(t)
+    zero, one = xp.zeros_like(t), xp.ones_like(t)  # in the precision of t
+    between = (t / xp.where(mixed, norm, 1.0) + 1) / 2
+    of_inside = xp.where(inside, one, zero)
+    return xp.where(inside | mixed, one, zero), of_inside, xp.where(mixed, between, of_inside)
 
 
 def _jacobian(t: Tensor, norm: Tensor, mu: Number) -> _Jacobian:
