@@ -30,6 +30,7 @@ def solve_cone_program(
     dtype = program.q.dtype
     for t in tensors:
         dtype = torch.promote_types(dtype, t.dtype)
+    rough = program.rough or dtype != torch.float64
     program = program.to(torch.float64)
     finite = None
     if on_failure != "raise":
@@ -40,7 +41,9 @@ def solve_cone_program(
         program.q, program.b,
     )  # fmt: skip
     guess = guess_of(where, warm_start, program)
-    problem = SolvedConeProgram(program.cones, on_failure, 0.0, where, solver)
+    problem = SolvedConeProgram(
+        program.cones, on_failure, 0.0, where, solver, rough=rough
+    )
     x, s, z, objective, status, iterations, primal, dual, gap = solve_implicitly(
         problem, *data, finite, *guess
     )

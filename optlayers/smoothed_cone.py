@@ -78,12 +78,16 @@ class CentralPoint(ConeConditions):
 
         def one(i: int) -> None:
             start = Point(*(t[i if len(t) > 1 else 0] for t in given))
+            scaling = instances.scaling(i)
+            units = None if scaling is None else (scaling.of_x, scaling.of_s, scaling.of_z)
+            if units is not None:
+                start = Point(*(t / unit for t, unit in zip(start, units, strict=True)))
             point = central_point(instances, i, start, self.mu)
             if point is None:
                 outcome[i] = int(Status.NUMERICAL_ERROR)
                 return
-            for own, part in zip(found, point[:3], strict=True):
-                own[i] = part
+            for j, own in enumerate(found):
+                own[i] = point[j] if units is None else point[j] * units[j]
 
         wanted = torch.nonzero(outcome <= Status.SOLVED_INACCURATE).reshape(-1).tolist()
         with calm():

@@ -67,7 +67,8 @@ class ConicForm(Form):
             P = Matrix(data["P"], self.P_index.to(device), self.n, self.n)
         A = Matrix(data["A"], self.A_index.to(device), self.m, self.n)
         q, d = self.without_t(data)
-        program = ConeProgram(P, q, A, data["b"], self.cones)
+        rough = precision != torch.float64
+        program = ConeProgram(P, q, A, data["b"], self.cones, rough)
         solution = solve_cone_program(
             program, self.solver, adjoint, warm_start, on_failure, "CvxpyLayer"
         )

@@ -98,10 +98,9 @@ class ConeConditions:
     def _system(
         self, inputs: Tensors, outputs: Sequence[Tensor], r_x: Tensor, r_s: Tensor
     ) -> tuple[Tensor, Tensor]:
-        v, status = outputs[1] - outputs[2], outputs[4]
+        s, z, status = outputs[1], outputs[2], outputs[4]
         system = ConicSystem(self.cones, self.on_failure, self.mu, self.where)
-        # The slack itself only tells where to look for the projection, which has no derivative.
-        return solve_implicitly(system, *inputs[:4], v, status, outputs[1], r_x, r_s)[:2]  # type: ignore[return-value]
+        return solve_implicitly(system, *inputs[:4], s, z, status, r_x, r_s)[:2]  # type: ignore[return-value]
 
     def vjp(
         self,
@@ -177,6 +176,7 @@ class SolvedConeProgram(ConeConditions):
     """
 
     solver: ConeSolver = field(default_factory=Clarabel)
+    rough: bool = False
 
     def solve(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Solve, report failures, and make failed elements harmless for derivatives."""
@@ -184,7 +184,7 @@ class SolvedConeProgram(ConeConditions):
         assert q is not None
         assert b is not None
         P, A = matrices(inputs, q.shape[-1], b.shape[-1])
-        program = ConeProgram(P, q, A, b, self.cones)
+        program = ConeProgram(P, q, A, b, self.cones, self.rough)
         shape = program.batch_shape
         start = tuple(flat(t, 1, shape) for t in guess if t is not None)
         found = self.solver.run(program, start or None)
@@ -249,9 +249,9 @@ class SolvedConeProgram(ConeConditions):
 class ConicSystem:
     """The linear system at a point.
 
-    Inputs are the values and indices of ``P`` and ``A``, ``v`` ``(*batch, m)``, ``status``, the
-    projection ``s`` of ``v``, and the right-hand sides ``r_x`` and ``r_s``. Outputs are ``t_x`` and
-    ``t_z``; zero where the program was not solved.
+    Inputs are the values and indices of ``P`` and ``A``, the slack and the multiplier
+    ``(*batch, m)``, ``status``, and the right-hand sides ``r_x`` and ``r_s``. Outputs are ``t_x``
+    and ``t_z``; zero where the program was not solved.
 
     Attributes:
         cones: The product of cones.
@@ -272,10 +272,10 @@ class ConicSystem:
 
     def solve(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Solve for one program after the other, in all threads."""
-        v, status, s, r_x, r_s = (t for t in inputs[4:] if t is not None)
+        s, z, status, r_x, r_s = (t for t in inputs[4:] if t is not None)
         n, m = r_x.shape[-1], r_s.shape[-1]
         P, A = matrices(inputs, n, m)
-        own = broadcast_shapes(A.batch_shape, v.shape[:-1], *([] if P is None else [P.batch_shape]))
+        own = broadcast_shapes(A.batch_shape, s.shape[:-1], *([] if P is None else [P.batch_shape]))
         full = broadcast_shapes(own, r_x.shape[:-1], r_s.shape[:-1])
         # Leading dimensions that the system lacks are columns of one right-hand side.
         aligned = (1,) * (len(full) - len(own)) + tuple(own)
@@ -295,12 +295,12 @@ class ConicSystem:
 
         quadratic = None if P is None else grouped(P)
         vectors = r_x.new_zeros(*shape, n), r_s.new_zeros(*shape, m)
-        instances = Instances(
-            ConeProgram(quadratic, vectors[0], grouped(A), vectors[1], self.cones)
+        program = ConeProgram(quadratic, vectors[0], grouped(A), vectors[1], self.cones)
+        slacks, multipliers = (
+            without_columns(t, 1).expand(*shape, m).reshape(batch, m).cpu().numpy() for t in (s, z)
         )
-        points, slacks = (
-            without_columns(t, 1).expand(*shape, m).reshape(batch, m).cpu() for t in (v, s)
-        )
+        sizes = tuple(abs(t).max(-1, initial=0.0) for t in (slacks, multipliers))
+        instances = Instances(program, (sizes[0], sizes[1]))
         outcomes = without_columns(status, 0).expand(shape).reshape(batch)
         solved = (outcomes <= Status.SOLVED_INACCURATE).tolist()
         right_x, right_s = column(r_x).numpy(), column(r_s).numpy()
@@ -310,17 +310,36 @@ class ConicSystem:
 
         def one(i: int) -> None:
             conditions = Linearised(instances[i], boundary, i)
-            t_x[i], t_z[i], residual[i] = conditions.solve(right_x[i], right_s[i])
+            right = right_x[i], right_s[i]
+            scaling = instances.scaling(i)
+            if scaling is not None:
+                by_x, by_s = scaling.dual * scaling.columns, 1 / scaling.of_s
+                right = right[0] * by_x[:, None], right[1] * by_s[:, None]
+            t_x[i], t_z[i], residual[i] = conditions.solve(*right)
+            if scaling is not None:
+                t_x[i] *= scaling.of_x[:, None]
+                t_z[i] *= scaling.of_z[:, None]
 
         with calm():
-            boundary = Boundary(self.cones, points, slacks, self.mu)
-            spread(one, [i for i in range(batch) if solved[i]])
+            wanted = [i for i in range(batch) if solved[i]]
+            mu = torch.full((batch,), self.mu, dtype=torch.float64)
+            for i in wanted:
+                scaling = instances.scaling(i)
+                if scaling is not None:
+                    slacks[i], multipliers[i] = (
+                        slacks[i] / scaling.of_s,
+                        multipliers[i] / scaling.of_z,
+                    )
+                    mu[i] /= scaling.of_value
+            points = torch.from_numpy(slacks - multipliers), torch.from_numpy(slacks)
+            boundary = Boundary(self.cones, *points, mu if self.mu else 0.0)
+            spread(one, wanted)
         self._report(residual)
 
         def back(t: np.ndarray) -> Tensor:
             moved = torch.from_numpy(t).permute(2, 0, 1)
             moved = moved.clone(memory_format=torch.contiguous_format).view(*full, t.shape[1])
-            return moved.to(v.device)
+            return moved.to(s.device)
 
         return back(t_x), back(t_z)
 
@@ -336,10 +355,10 @@ class ConicSystem:
 
     def fake(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Shapes of the outputs."""
-        v, _, _, r_x, r_s = (t for t in inputs[4:] if t is not None)
+        s, _, _, r_x, r_s = (t for t in inputs[4:] if t is not None)
         P, A = matrices(inputs, r_x.shape[-1], r_s.shape[-1])
         full = broadcast_shapes(
-            A.batch_shape, v.shape[:-1], r_x.shape[:-1], r_s.shape[:-1],
+            A.batch_shape, s.shape[:-1], r_x.shape[:-1], r_s.shape[:-1],
             *([] if P is None else [P.batch_shape]),
         )  # fmt: skip
         return r_x.new_empty(*full, r_x.shape[-1]), r_s.new_empty(*full, r_s.shape[-1])
@@ -360,8 +379,9 @@ class ConicSystem:
         needed: Sequence[bool],
     ) -> Tensors:
         """The system is its own adjoint."""
-        v, status, s, r_x, r_s = inputs[4:]
-        assert v is not None
+        s, z, status, r_x, r_s = inputs[4:]
+        assert s is not None
+        assert z is not None
         assert r_x is not None
         assert r_s is not None
         t_x, t_z = outputs[:2]
@@ -371,19 +391,20 @@ class ConicSystem:
             return grads
         g_x = torch.zeros_like(t_x) if g_x is None else g_x
         g_z = torch.zeros_like(t_z) if g_z is None else g_z
-        u_x, u_z = solve_implicitly(self, *inputs[:4], v, status, s, g_x, g_z)[:2]
+        u_x, u_z = solve_implicitly(self, *inputs[:4], s, z, status, g_x, g_z)[:2]
         P, A = matrices(inputs, t_x.shape[-1], t_z.shape[-1])
         if needed[0] and P is not None:
             grads[0] = -0.5 * gradient(P, u_x, t_x, t_x, u_x)
         if needed[2]:
             grads[2] = -gradient(A, u_z, t_x, t_z, u_x)
-        if needed[4] and self._turns:
+        if (needed[4] or needed[5]) and self._turns:
             if not self.cones.smooth:
                 raise NotImplementedError(f"{self.where}: {NO_SECOND_DERIVATIVE}")
             t_s, u_s = r_s - A.times(t_x), g_z - A.times(u_x)
             w, c = (t_s - t_z).broadcast_to(t_z.shape), (u_s - u_z).broadcast_to(t_z.shape)
-            (g_v,) = pull(self._moving, [v.broadcast_to(t_z.shape), w], [0], c)
-            grads[4] = sum_to(g_v, v.shape)
+            (g_v,) = pull(self._moving, [(s - z).broadcast_to(t_z.shape), w], [0], c)
+            g_v = sum_to(g_v, s.shape)
+            grads[4], grads[5] = g_v, -g_v
         if needed[7]:
             grads[7] = sum_to(u_x, r_x.shape)
         if needed[8]:
@@ -392,12 +413,13 @@ class ConicSystem:
 
     def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
         """Solve again, with the change of the system on the right."""
-        v, status, s, _, r_s = inputs[4:]
-        assert v is not None
+        s, z, status, _, r_s = inputs[4:]
+        assert s is not None
+        assert z is not None
         assert r_s is not None
         t_x, t_z = outputs[:2]
         P, A = matrices(inputs, t_x.shape[-1], t_z.shape[-1])
-        d_P, _, d_A, _, d_v, _, _, d_x, d_s = tangents
+        d_P, _, d_A, _, d_slack, d_z, _, d_x, d_s = tangents
         right_x = torch.zeros_like(t_x) if d_x is None else d_x
         right_s = torch.zeros_like(t_z) if d_s is None else d_s
         if d_P is not None and P is not None:
@@ -407,10 +429,12 @@ class ConicSystem:
             right_x = right_x - moving.transposed_times(t_z)
             right_s = right_s - moving.times(t_x)
         change = None
-        if d_v is not None and self._turns:
+        if (d_slack is not None or d_z is not None) and self._turns:
             if not self.cones.smooth:
                 raise NotImplementedError(f"{self.where}: {NO_SECOND_DERIVATIVE}")
-            w = r_s - A.times(t_x) - t_z
+            none = torch.zeros_like(s)
+            d_v = (none if d_slack is None else d_slack) - (none if d_z is None else d_z)
+            v, w = s - z, r_s - A.times(t_x) - t_z
             shape = broadcast_shapes(v.shape, w.shape)
             change = push(
                 self._moving, [v.broadcast_to(shape), w.broadcast_to(shape)], [0],
@@ -418,11 +442,11 @@ class ConicSystem:
             )  # fmt: skip
             right_x = right_x - A.transposed_times(change)
             right_s = right_s - change
-        pushed_x, pushed_z = solve_implicitly(self, *inputs[:4], v, status, s, right_x, right_s)[:2]
+        pushed_x, pushed_z = solve_implicitly(self, *inputs[:4], s, z, status, right_x, right_s)[:2]
         return [pushed_x, pushed_z if change is None else pushed_z + change]
 
     def map(
         self, size: int, dims: Sequence[int | None], inputs: Tensors
     ) -> tuple["ConicSystem", Tensors]:
         """Move the mapped dimension to the front."""
-        return self, batch_first(dims, inputs, (*matrix_ndim(inputs), 1, 0, 1, 1, 1))
+        return self, batch_first(dims, inputs, (*matrix_ndim(inputs), 1, 1, 0, 1, 1))

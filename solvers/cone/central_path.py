@@ -33,7 +33,8 @@ def central_point(instances: Instances, i: int, start: Point, mu: float) -> Cand
 
 def _newton(instances: Instances, i: int, start: Point, mu: float) -> Candidate | None:
     """Newton's method with halved steps, until the error is gone or no longer shrinks."""
-    judge = Judge(instances, EPSILON, EPSILON, mu)
+    scaling = instances.scaling(i)
+    judge = Judge(instances, EPSILON, EPSILON, mu if scaling is None else mu / scaling.of_value)
     (best,) = judge.measure([i], [start])
     for _ in range(MAX_STEPS):
         if best.error <= 1.0:

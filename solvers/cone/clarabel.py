@@ -62,7 +62,14 @@ class Clarabel(ConeSolver):
             if T is not None:
                 TA = (T @ sp.csc_array((A.data, A.indices, A.indptr), A.shape)).tocsc()
                 A, b = Compressed(TA.data, TA.indices, TA.indptr, TA.shape), T @ b
-            answer = clarabel.DefaultSolver(instance.P, instance.q, A, b, made, settings).solve()
+            try:
+                solver = clarabel.DefaultSolver(instance.P, instance.q, A, b, made, settings)
+                answer = solver.solve()
+            except BaseException as error:
+                # Failed assertions, as of generalised power cones, are no Exception.
+                if type(error).__name__ != "PanicException":
+                    raise
+                return Answer(None, Status.NUMERICAL_ERROR, 0)
             claim = _STATUS.get(str(answer.status), Status.NUMERICAL_ERROR)
             if claim > Status.MAX_ITERATIONS:
                 return Answer(None, claim, answer.iterations)

@@ -15,6 +15,7 @@ from ..matrix import Matrix, of_csr
 from .cone import Cone
 from .direct import is_semidefinite
 from .product import ConeProduct
+from .scaling import Scaling, blocks_of, scaling_of
 from .sparse import Compressed, Pattern, compress
 
 Floats = NDArray[np.float64]
@@ -37,6 +38,7 @@ class ConeProgram:
         A: ``(*batch, m, n)``.
         b: ``(*batch, m)``.
         cones: The product of cones, whose rows are those of ``A`` in order.
+        rough: Whether the data have been rounded to less than double precision.
     """
 
     P: Matrix | None
@@ -44,6 +46,7 @@ class ConeProgram:
     A: Matrix
     b: Tensor
     cones: ConeProduct
+    rough: bool = False
 
     @classmethod
     def of(
@@ -114,7 +117,9 @@ class ConeProgram:
         """The same program in another floating-point type."""
         A = self.A.with_values(self.A.values.to(dtype))
         P = None if self.P is None else self.P.with_values(self.P.values.to(dtype))
-        return ConeProgram(P, self.q.to(dtype), A, self.b.to(dtype), self.cones)
+        given = [self.q, self.b, self.A.values] + ([] if self.P is None else [self.P.values])
+        rough = self.rough or any(t.dtype != torch.float64 for t in given)
+        return ConeProgram(P, self.q.to(dtype), A, self.b.to(dtype), self.cones, rough)
 
     @property
     def n(self) -> int:
@@ -186,37 +191,72 @@ class Instance(NamedTuple):
 
 
 class Instances:
-    """The programs of a batch one by one, their patterns sorted once."""
+    """The programs of a batch one by one, in units that suit them.
 
-    def __init__(self, program: ConeProgram) -> None:
-        """Prepare; the program must hold float64."""
+    Args:
+        program: The batch, in float64.
+        sizes: Sizes of slacks and multipliers where they are known, each ``(B)``; by default those
+            of ``b`` and ``q``.
+    """
+
+    def __init__(self, program: ConeProgram, sizes: tuple[Floats, Floats] | None = None) -> None:
+        """Sort the patterns once."""
         shape = program.batch_shape
         self.batch, self.n, self.m = shape.numel(), program.n, program.m
-        self.cones = program.cones
-        self.P, self.A = program.P, program.A
+        self.cones, self.rough, self.sizes = program.cones, program.rough, sizes
         self._q, self._b = (flat(t, 1, shape).cpu().numpy() for t in (program.q, program.b))
         self._P = None if program.P is None else _Entries(program.P, shape, upper=True)
         self._A = _Entries(program.A, shape)
-        self._convex: bool | None = None
+        self._blocks = blocks_of(program.cones)
         diagonal = np.arange(self.n + 1)
         self._no_P = Compressed(np.zeros(self.n), diagonal[:-1], diagonal, (self.n, self.n))
+        self._made: dict[int, tuple[Instance, Scaling | None]] = {}
 
-    def is_convex(self, i: int) -> bool:
-        """Whether ``P`` of number ``i`` is positive semidefinite, but for rounding."""
-        if self._P is None:
-            return True
-        if self._P.shared is None:
-            return is_semidefinite(self._P[i])
-        if self._convex is None:
-            self._convex = is_semidefinite(self._P.shared)
-        return self._convex
+    def is_usable(self, i: int) -> bool:
+        """Whether number ``i`` has finite data, and a semidefinite ``P`` but for rounding."""
+        instance = self[i]
+        data = (instance.P.data, instance.q, instance.A.data, instance.b)
+        if not all(bool(np.isfinite(t).all()) for t in data):
+            return False
+        return self._P is None or is_semidefinite(instance.P, rough=self.rough)
 
     def __getitem__(self, i: int) -> Instance:
-        """Number ``i`` of the flat batch."""
+        """Number ``i`` of the flat batch, scaled."""
+        return self._scaled(i)[0]
+
+    def scaling(self, i: int) -> Scaling | None:
+        """How it is scaled; None if it is as it was."""
+        return self._scaled(i)[1]
+
+    def _scaled(self, i: int) -> tuple[Instance, Scaling | None]:
+        known = self._made.get(i)
+        if known is None:
+            known = self._scale(i)
+            # As far as memory goes; making one again costs little.
+            if len(self._made) * (known[0].A.nnz + known[0].P.nnz) < KEPT_ENTRIES:
+                self._made[i] = known
+        return known
+
+    @np.errstate(all="ignore")
+    def _scale(self, i: int) -> tuple[Instance, Scaling | None]:
         P = self._no_P if self._P is None else self._P[i]
-        return Instance(P, _row(self._q, i), self._A[i], _row(self._b, i))
+        q, A, b = _row(self._q, i), self._A[i], _row(self._b, i)
+        if self.sizes is None:
+            primal, dual = (float(abs(t).max(initial=0.0)) for t in (b, q))
+        else:
+            primal, dual = float(self.sizes[0][i]), float(self.sizes[1][i])
+        total = abs(P.data).sum() + abs(A.data).sum() + primal + dual
+        scaling = None
+        if np.isfinite(total):
+            scaling = scaling_of(P, A, self._blocks, primal, dual)
+        if scaling is None:
+            return Instance(P, q, A, b), None
+        q, b = scaling.dual * scaling.columns * q, b / scaling.of_s
+        return Instance(scaling.of_P(P), q, scaling.of_A(A), b), scaling
 
 
+# Entries of the matrices of a batch that are kept while it is worked on.
+KEPT_ENTRIES = 1 << 24
 # Layers come again and again with the same tensor of indices, whose sorting takes a while.
 _patterns: "WeakIdKeyDictionary" = WeakIdKeyDictionary()
 

@@ -36,28 +36,31 @@ SHIFT, SPARSE_SHIFT = 1e-9, 1e-8
 GOOD, BAD = 1e-14, 1e-9
 ROUGH = 1e-5  # where the solution is a step of an iteration
 REFINEMENTS = 6
-# Negative eigenvalues up to this multiple of the largest entry are rounding.
-INDEFINITE = 1e-9
+# Negative eigenvalues of this size are rounding: for each variable, and of rough data.
+INDEFINITE, ROUGHLY = 1e-14, 1e-5
 # Side up to which eigenvalues are computed where a matrix is singular.
 EIGENVALUES_SIDE = 2000
 TINY = float(np.finfo(np.float64).tiny)
 
 
-def is_semidefinite(P: Compressed) -> bool:
+def is_semidefinite(P: Compressed, *, rough: bool = False) -> bool:
     """Whether a symmetric matrix, given by its upper triangle, is positive semidefinite.
 
-    Eigenvalues may be negative by rounding. Most matrices show it by their diagonals alone.
+    With a diagonal of ones, eigenvalues may be negative by rounding, which a ``rough`` matrix has
+    more of. Most matrices show it by their diagonals alone.
     """
     n = P.shape[0]
-    size = abs(P.data).max(initial=0.0)
-    below = INDEFINITE * size
+    below = ROUGHLY if rough else n * INDEFINITE
+    diagonal = P.data[P.indptr[1:] - 1]
+    if not (diagonal >= 0).all():
+        return False
+    root = np.sqrt(np.where(diagonal > 0, diagonal, abs(P.data).max(initial=0.0) or 1.0))
+    P = Compressed(P.data / (root[P.indices] * root[P.columns]), P.indices, P.indptr, P.shape)
     off = abs(P.data) * (P.indices != P.columns)
     diagonal = P.data[P.indptr[1:] - 1]
     sums = np.bincount(P.indices, off, n) + np.bincount(P.columns, off, n)
     if (diagonal - sums >= -below).all():
         return True
-    if (diagonal < -below).any():
-        return False
     if n <= DENSE_SIDE or P.nnz > FILLED * n * n:
         shifted = torch.from_numpy(P.symmetric())
         shifted.diagonal().add_(below)

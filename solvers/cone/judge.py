@@ -23,6 +23,9 @@ Floats = NDArray[np.float64]
 INACCURATE = 1e3
 # Share of the tolerance at which Newton's method has nothing to better.
 EXACT = 1e-4
+# An entry of the gradient that is larger than this share of its terms is not solved, unless it is
+# rounding, which is below this share of the largest terms.
+UNEVEN, ROUNDING = 0.1, 1e-13
 # A step that shrinks the error by as much is worth another one with the same factor.
 QUICKLY = 1e-2
 
@@ -130,6 +133,18 @@ class Judge:
         if not np.isfinite(error + gap):  # NaN counts as infinitely wrong
             error = float("inf")
         return Candidate(x, s, z, r_x, r_s, 0.5 * quadratic + linear, gap, error)
+
+    def is_even(self, i: int, found: Candidate) -> bool:
+        """Whether small entries are solved as well, which large ones hide from the tolerances.
+
+        An entry of the gradient that is all that its terms are, while these are far above rounding,
+        says that a variable has not been looked at.
+        """
+        P, q, A, _ = self.instances[i]
+        terms = abs(q) + P.absolute().symmetric_times(abs(found.x))
+        terms += A.absolute().transposed_times(abs(found.z))
+        seen = abs(found.r_x) > ROUNDING * max(_size(terms), 1e-300)
+        return not bool((seen & (abs(found.r_x) > UNEVEN * terms)).any())
 
     def _excess(self, residual: float, scale: float) -> float:
         return residual / (self.eps_abs + self.eps_rel * scale)

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import direct
-from .cone import Cone
+from .cone import Cone, Number
 from .cone_program import Instance
 from .product import ConeProduct
 
@@ -64,12 +64,14 @@ class Boundary:
         cones: The cones.
         v: Slack minus multiplier ``(B, m)``.
         s: The slack.
-        mu: Smoothing of the projection, see :meth:`solvers.cone.cone.Cone.project`.
+        mu: Smoothing of the projection, see :meth:`solvers.cone.cone.Cone.project`; a number for
+            all or a tensor ``(B)``.
     """
 
-    def __init__(self, cones: ConeProduct, v: Tensor, s: Tensor, mu: float = 0.0) -> None:
+    def __init__(self, cones: ConeProduct, v: Tensor, s: Tensor, mu: Number = 0.0) -> None:
         """Take the spectrum of all cones, those of a kind at once."""
         self.m = cones.rows
+        mu = mu[:, None] if isinstance(mu, Tensor) else mu
         # What makes the eigenvalues and the frames of one point.
         self.parts: list[tuple[Callable[[int], _Spectrum], NDArray[np.int64]]] = []
         for cone, index in cones.groups:
@@ -108,7 +110,7 @@ class Boundary:
 _Spectrum = tuple[Floats, Floats | None]
 
 
-def _spectrum(cone: Cone, v: Tensor, s: Tensor, mu: float) -> _Spectrum:
+def _spectrum(cone: Cone, v: Tensor, s: Tensor, mu: Number) -> _Spectrum:
     """Eigenvalues ``(B, count, rows)`` and, as rows, eigenvectors; None for unit vectors."""
     known = (s,) if cone.iterative else ()
     spectrum = cone.spectrum(v, mu, *known)
@@ -118,8 +120,9 @@ def _spectrum(cone: Cone, v: Tensor, s: Tensor, mu: float) -> _Spectrum:
     return spectrum.values.numpy(), spectrum.back(eye).mT.numpy()
 
 
-def _one_by_one(cone: Cone, v: Tensor, s: Tensor, mu: float, i: int) -> _Spectrum:
-    values, frames = _spectrum(cone, v[i : i + 1], s[i : i + 1], mu)
+def _one_by_one(cone: Cone, v: Tensor, s: Tensor, mu: Number, i: int) -> _Spectrum:
+    of_i = mu[i : i + 1] if isinstance(mu, Tensor) else mu
+    values, frames = _spectrum(cone, v[i : i + 1], s[i : i + 1], of_i)
     return values[0], None if frames is None else frames[0]
 
 

@@ -17,11 +17,14 @@ from ..solution import Solution, Status
 from .cone_program import ConeProgram, Instance, Instances
 from .judge import Candidate, Judge, Point
 from .product import ConeProduct
+from .scaling import Scaling
 
 Floats = NDArray[np.float64]
 # A solver's last digits cost it the most, where rounding sets in; Newton's method gets them for a
 # few steps. Only where that fails the solver has to get as near as it can.
 NEAR, AS_NEAR_AS_IT_CAN = 1e-6, 0.1
+# Least tolerance for data in lower precision, whose dependent rows contradict by rounding.
+ROUGH = 1e-6
 # Steps of Newton's method after a solver, and from a user's guess.
 POLISH, FROM_A_GUESS = 5, 10
 
@@ -69,14 +72,22 @@ class Outcome:
         scalars = nan(batch), nan(batch), nan(batch)
         return cls(*vectors, nan(batch), status, torch.zeros_like(status), *scalars)
 
-    def put(self, i: int, found: Candidate, status: Status, iterations: int) -> None:
+    def put(
+        self, i: int, found: Candidate, scaling: Scaling | None, status: Status, iterations: int
+    ) -> None:
         """Keep the result of one program; of those without a solution, the status only."""
         self.status[i], self.iterations[i] = int(status), iterations
-        self.primal[i], self.dual[i], self.gap[i] = found.primal, found.dual, found.gap
+        x, s, z, r_x, r_s, value, gap = found[:7]
+        if scaling is not None:
+            x, s, z = x * scaling.of_x, s * scaling.of_s, z * scaling.of_z
+            r_x, r_s = r_x / (scaling.dual * scaling.columns), r_s * scaling.of_s
+            value, gap = value * scaling.of_value, gap * scaling.of_value
+        self.primal[i] = float(abs(r_s).max(initial=0.0))
+        self.dual[i], self.gap[i] = float(abs(r_x).max(initial=0.0)), gap
         if status <= Status.MAX_ITERATIONS:
-            self.objective[i] = found.objective
-            for own, value in ((self.x, found.x), (self.s, found.s), (self.z, found.z)):
-                own[i] = torch.from_numpy(value)
+            self.objective[i] = value
+            for own, part in ((self.x, x), (self.s, s), (self.z, z)):
+                own[i] = torch.from_numpy(part)
 
 
 @dataclass(frozen=True)
@@ -150,18 +161,17 @@ class ConeSolver(ABC):
     def _run(
         self, instances: Instances, outcome: Outcome, start: tuple[Tensor, ...] | None
     ) -> None:
-        judge = Judge(instances, self.eps_abs, self.eps_rel)
-        left = [
-            i for i in range(instances.batch) if _is_finite(instances[i]) and instances.is_convex(i)
-        ]
-        guesses = _guesses(start, left)
+        least = ROUGH if instances.rough else 0.0
+        judge = Judge(instances, max(self.eps_abs, least), max(self.eps_rel, least))
+        left = [i for i in range(instances.batch) if instances.is_usable(i)]
+        guesses = _guesses(start, left, instances)
         if guesses:
             which = list(guesses)
             near = judge.measure(which, list(guesses.values()))
             near = judge.refine(which, near, FROM_A_GUESS)
             for i, candidate in zip(which, near, strict=True):
                 if candidate.error <= 1.0:
-                    outcome.put(i, candidate, Status.SOLVED, 0)
+                    outcome.put(i, candidate, instances.scaling(i), Status.SOLVED, 0)
                     left.remove(i)
         for abs_share, rel_share in ((NEAR, NEAR), (0.0, 0.0)):
             eps_abs = max(abs_share, AS_NEAR_AS_IT_CAN * self.eps_abs)
@@ -182,33 +192,41 @@ class ConeSolver(ABC):
         instances = judge.instances
         find = self.prepare(instances.cones, instances.batch, eps_abs, eps_rel)
         answers = spread(lambda i: find(instances[i], guesses.get(i)), which)
-        found = []
+        found, unsettled = [], []
         for i, answer in zip(which, answers, strict=True):
             outcome.status[i] = int(answer.claim)
             outcome.iterations[i] += answer.iterations
             if answer.point is not None:
                 found.append((i, answer.point, answer.claim))
+            elif answer.claim == Status.NUMERICAL_ERROR:
+                unsettled.append(i)
         near = [i for i, _, _ in found]
         candidates = judge.measure(near, [point for _, point, _ in found])
         candidates = judge.refine(near, candidates, POLISH)
-        unsettled = []
         for (i, _, claim), candidate in zip(found, candidates, strict=True):
             status = candidate.status(claim)
-            outcome.put(i, candidate, status, int(outcome.iterations[i]))
+            if status == Status.SOLVED and not judge.is_even(i, candidate):
+                status = Status.SOLVED_INACCURATE
+            iterations = int(outcome.iterations[i])
+            outcome.put(i, candidate, instances.scaling(i), status, iterations)
             if status != Status.SOLVED:
                 unsettled.append(i)
         return unsettled
 
 
-def _is_finite(instance: Instance) -> bool:
-    data = (instance.P.data, instance.q, instance.A.data, instance.b)
-    return all(bool(np.isfinite(t).all()) for t in data)
-
-
-def _guesses(start: tuple[Tensor, ...] | None, which: list[int]) -> dict[int, Point]:
-    """The guesses that are there."""
+def _guesses(
+    start: tuple[Tensor, ...] | None, which: list[int], instances: Instances
+) -> dict[int, Point]:
+    """The guesses that are there, scaled as the programs are."""
     if start is None:
         return {}
     given = [t.cpu().numpy() for t in start]
-    points = {i: Point(*(t[i if len(t) > 1 else 0] for t in given)) for i in which}
-    return {i: g for i, g in points.items() if all(bool(np.isfinite(t).all()) for t in g)}
+    guesses = {}
+    for i in which:
+        x, s, z = (t[i if len(t) > 1 else 0] for t in given)
+        if all(bool(np.isfinite(t).all()) for t in (x, s, z)):
+            scaling = instances.scaling(i)
+            if scaling is not None:
+                x, s, z = x / scaling.of_x, s / scaling.of_s, z / scaling.of_z
+            guesses[i] = Point(x, s, z)
+    return guesses

@@ -39,6 +39,10 @@ class Compressed:
         """Column of each entry."""
         return np.repeat(np.arange(self.shape[1]), np.diff(self.indptr))
 
+    def absolute(self) -> "Compressed":
+        """The matrix of absolute values."""
+        return Compressed(abs(self.data), self.indices, self.indptr, self.shape)
+
     def dense(self) -> Floats:
         """All entries of the matrix."""
         full = np.zeros(self.shape)
