@@ -296,8 +296,10 @@ class ConicSystem:
         quadratic = None if P is None else grouped(P)
         vectors = r_x.new_zeros(*shape, n), r_s.new_zeros(*shape, m)
         program = ConeProgram(quadratic, vectors[0], grouped(A), vectors[1], self.cones)
+        # Copies, for they are scaled below.
         slacks, multipliers = (
-            without_columns(t, 1).expand(*shape, m).reshape(batch, m).cpu().numpy() for t in (s, z)
+            without_columns(t, 1).expand(*shape, m).reshape(batch, m).cpu().numpy().copy()
+            for t in (s, z)
         )
         sizes = tuple(abs(t).max(-1, initial=0.0) for t in (slacks, multipliers))
         instances = Instances(program, (sizes[0], sizes[1]))

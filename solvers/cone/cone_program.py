@@ -14,6 +14,7 @@ from ..batch import broadcast_shapes, flat
 from ..matrix import Matrix, of_csr
 from .cone import Cone
 from .direct import is_semidefinite
+from .polyhedral import ZeroCone
 from .product import ConeProduct
 from .scaling import Scaling, blocks_of, scaling_of
 from .sparse import Compressed, Pattern, compress
@@ -237,6 +238,28 @@ class Instances:
                 self._made[i] = known
         return known
 
+    def mend(self, i: int, tolerance: float) -> None:
+        """Undo in number ``i`` what rounding the data may have done, within a relative tolerance.
+
+        Equalities that depend on each other and contradict by that are moved to where they do not,
+        and a singular ``P`` that is indefinite by that is lifted.
+        """
+        instance, scaling = self._scaled(i)
+        P, b = instance.P, instance.b.copy()
+        data = P.data.copy()
+        data[P.indptr[1:] - 1] *= 1 + tolerance
+        kinds = [isinstance(cone, ZeroCone) for cone in self.cones.cones for _ in range(cone.rows)]
+        equal = np.flatnonzero(kinds)
+        if len(equal) * self.n > MENDED_ENTRIES:
+            equal = equal[:0]
+        rows = instance.A.dense()[equal] if len(equal) else np.empty((0, self.n))
+        inverse = torch.linalg.pinv(torch.from_numpy(rows), rtol=tolerance).numpy()
+        left = b[equal] - rows @ (inverse @ b[equal])
+        if abs(left).max(initial=0.0) <= tolerance * (1 + abs(b[equal]).max(initial=0.0)):
+            b[equal] -= left
+        lifted = Compressed(data, P.indices, P.indptr, P.shape)
+        self._made[i] = instance._replace(P=lifted, b=b), scaling
+
     @np.errstate(all="ignore")
     def _scale(self, i: int) -> tuple[Instance, Scaling | None]:
         P = self._no_P if self._P is None else self._P[i]
@@ -255,6 +278,8 @@ class Instances:
         return Instance(scaling.of_P(P), q, scaling.of_A(A), b), scaling
 
 
+# Entries of equalities up to which their dependences are looked for.
+MENDED_ENTRIES = 1 << 22
 # Entries of the matrices of a batch that are kept while it is worked on.
 KEPT_ENTRIES = 1 << 24
 # Layers come again and again with the same tensor of indices, whose sorting takes a while.

@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 INACCURATE = 1e3
 # Share of the tolerance at which Newton's method has nothing to better.
 EXACT = 1e-4
-# An entry of the gradient that is larger than this share of its terms is not solved, unless it is
+# An entry of a residual that is larger than this share of its terms is not solved, unless it is
 # rounding, which is below this share of the largest terms.
 UNEVEN, ROUNDING = 0.1, 1e-13
 # A step that shrinks the error by as much is worth another one with the same factor.
@@ -137,14 +137,14 @@ class Judge:
     def is_even(self, i: int, found: Candidate) -> bool:
         """Whether small entries are solved as well, which large ones hide from the tolerances.
 
-        An entry of the gradient that is all that its terms are, while these are far above rounding,
-        says that a variable has not been looked at.
+        An entry of a residual that is all that its terms are, while these are far above rounding,
+        says that a variable or a row has not been looked at.
         """
-        P, q, A, _ = self.instances[i]
-        terms = abs(q) + P.absolute().symmetric_times(abs(found.x))
-        terms += A.absolute().transposed_times(abs(found.z))
-        seen = abs(found.r_x) > ROUNDING * max(_size(terms), 1e-300)
-        return not bool((seen & (abs(found.r_x) > UNEVEN * terms)).any())
+        P, q, A, b = self.instances[i]
+        A, x, z = A.absolute(), abs(found.x), abs(found.z)
+        of_x = abs(q) + P.absolute().symmetric_times(x) + A.transposed_times(z)
+        of_s = abs(b) + A.times(x) + abs(found.s)
+        return _is_even(abs(found.r_x), of_x) and _is_even(abs(found.r_s), of_s)
 
     def _excess(self, residual: float, scale: float) -> float:
         return residual / (self.eps_abs + self.eps_rel * scale)
@@ -199,6 +199,10 @@ class Judge:
                     better.append(j)
             going = better
         return best
+
+
+def _is_even(residual: Floats, terms: Floats) -> bool:
+    return not bool((residual > np.maximum(UNEVEN * terms, ROUNDING * _size(terms))).any())
 
 
 def _size(t: Floats) -> float:

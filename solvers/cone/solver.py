@@ -25,6 +25,7 @@ Floats = NDArray[np.float64]
 NEAR, AS_NEAR_AS_IT_CAN = 1e-6, 0.1
 # Least tolerance for data in lower precision, whose dependent rows contradict by rounding.
 ROUGH = 1e-6
+BY_ROUNDING = (Status.PRIMAL_INFEASIBLE, Status.NUMERICAL_ERROR, Status.MAX_ITERATIONS)
 # Steps of Newton's method after a solver, and from a user's guess.
 POLISH, FROM_A_GUESS = 5, 10
 
@@ -163,7 +164,8 @@ class ConeSolver(ABC):
     ) -> None:
         least = ROUGH if instances.rough else 0.0
         judge = Judge(instances, max(self.eps_abs, least), max(self.eps_rel, least))
-        left = [i for i in range(instances.batch) if instances.is_usable(i)]
+        usable = [i for i in range(instances.batch) if instances.is_usable(i)]
+        left = list(usable)
         guesses = _guesses(start, left, instances)
         if guesses:
             which = list(guesses)
@@ -178,6 +180,12 @@ class ConeSolver(ABC):
             eps_rel = max(rel_share, AS_NEAR_AS_IT_CAN * self.eps_rel)
             if left:
                 left = self._find(judge, outcome, left, guesses, eps_abs, eps_rel)
+        if instances.rough:
+            failed = [i for i in usable if outcome.status[i] in BY_ROUNDING]
+            for i in failed:
+                instances.mend(i, ROUGH)
+            if failed:
+                self._find(judge, outcome, failed, {}, eps_abs, eps_rel)
 
     def _find(
         self,
