@@ -66,7 +66,7 @@ EFFORT = Effort(budget=3.0, limit=60.0)
 QUICK_EFFORT = Effort(rounds=3, fewest_rounds=2, turn=0.02, budget=0.5, limit=10.0, patience=0.0)
 # Seconds for a probe, which builds the layer and takes a step or two.
 PROBE_LIMIT = {Construction: 120.0}
-PROBE_LIMIT_ELSEWHERE = 600.0
+PROBE_LIMIT_ELSEWHERE = 300.0
 
 WRONG = 1e-3  # An answer or a gradient with a larger relative error is called wrong.
 LIMIT = {"x_error": 1e-6, "gradient_error": 1e-5}  # What is promised of ours.

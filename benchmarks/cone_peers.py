@@ -88,12 +88,15 @@ EXACT = {"eps": 1e-8}
 TOO_LARGE = {SparseQP: "not tried: half a gigabyte and half a minute for every element"}
 TOO_LARGE[SquareSparseQP] = TOO_LARGE[SparseValuesQP] = TOO_LARGE[SparseQP]
 
+# One of the three large sparse programs is enough to see what minutes for a step mean.
+SLOW = dict.fromkeys((SparseQP, SparseValuesQP), "not tried: minutes for a step, see p = n")
+
 CONTENDERS: dict[str, Contender] = {
     OURS: Contender(_ours),
     OURS_SPARSE: Contender(_ours, instead={SparseValuesQP: SparseAttributeQP}, only=True),
-    DIFFCP: Contender(_cvxpylayers()),
+    DIFFCP: Contender(_cvxpylayers(), not_for=SLOW),
     DENSE: Contender(_cvxpylayers(solver_args={"mode": "dense", **EXACT}), not_for=TOO_LARGE),
-    LSMR: Contender(_cvxpylayers(solver_args={"mode": "lsmr", **EXACT})),
+    LSMR: Contender(_cvxpylayers(solver_args={"mode": "lsmr", **EXACT}), not_for=SLOW),
     MOREAU: Contender(_cvxpylayers(solver="MOREAU")),
 }
 

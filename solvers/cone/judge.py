@@ -202,7 +202,9 @@ class Judge:
 
 
 def _is_even(residual: Floats, terms: Floats) -> bool:
-    return not bool((residual > np.maximum(UNEVEN * terms, ROUNDING * _size(terms))).any())
+    # Where a solution is zero its terms are rounding themselves; programs come in units near one.
+    rounding = ROUNDING * max(1.0, _size(terms))
+    return not bool((residual > np.maximum(UNEVEN * terms, rounding)).any())
 
 
 def _size(t: Floats) -> float:
