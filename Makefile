@@ -20,7 +20,7 @@ demo: $(VENV)/.installed-examples  ## train the Sudoku layer, from nothing
 	$(BIN)/python examples/sudoku.py
 
 test: $(VENV)/.installed-dev  ## run the default tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(VENV)/.installed-dev  ## run the tests that take long or measure time
 	$(BIN)/python -m pytest -m slow
