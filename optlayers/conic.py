@@ -41,9 +41,7 @@ def solve_cone_program(
         program.q, program.b,
     )  # fmt: skip
     guess = guess_of(where, warm_start, program)
-    problem = SolvedConeProgram(
-        program.cones, on_failure, 0.0, where, solver, rough=rough
-    )
+    problem = SolvedConeProgram(program.cones, on_failure, 0.0, where, solver, rough=rough)
     x, s, z, objective, status, iterations, primal, dual, gap = solve_implicitly(
         problem, *data, finite, *guess
     )

@@ -66,7 +66,7 @@ def test_sparse_parameters_say_the_same(problems):
         np.testing.assert_allclose(shown.sum(), whole.sum())
 
 
-@pytest.mark.skipif(not hasattr(ol, "CvxpyLayer"), reason="optlayers has no CvxpyLayer yet")
+@pytest.mark.slow
 def test_benchmark_runs_and_ours_is_right(tmp_path):
     output = tmp_path / "results.json"
     command = [BENCHMARKS / "cone.py", "--quick", "--no-peers", "--output", output]
