@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import optlayers as ol
-
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
