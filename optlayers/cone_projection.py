@@ -12,7 +12,7 @@ from solvers.cone.product import ConeProduct
 
 from .implicit.batching import batch_first, sum_to
 from .implicit.chosen import pull, push
-from .implicit.conic import NO_SECOND_DERIVATIVE
+from .implicit.conic_system import NO_SECOND_DERIVATIVE
 from .implicit.function import Tensors, plainly, solve_implicitly
 
 

@@ -24,7 +24,8 @@ from solvers.solution import Solution, SolverError, Status
 
 from .failure import OnFailure, warn
 from .implicit.batching import batch_first
-from .implicit.conic import ConeConditions, matrices, matrix_ndim
+from .implicit.conic import ConeConditions
+from .implicit.conic_system import matrices, matrix_ndim
 from .implicit.function import Tensors, solve_implicitly
 
 
