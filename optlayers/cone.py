@@ -90,11 +90,6 @@ def cone_program(
     """
     check_policy("cone_program", on_failure)
     check_adjoint("cone_program", adjoint)
-    if adjoint is not None and not isinstance(adjoint, Exact | Smoothed):
-        raise TypeError(
-            f"cone_program: adjoint must be Exact() or Smoothed(mu); got {adjoint!r}. Leave it out "
-            "for exact derivatives."
-        )
     program = ConeProgram.of(P, q, A, b, cones, "cone_program")
     program = program_with_derivatives(program, P, A)
     dense = program.A.index is None and (program.P is None or program.P.index is None)

@@ -70,16 +70,6 @@ class Candidate(NamedTuple):
         """Length of both residuals, along which Newton's steps descend."""
         return float(np.hypot(np.linalg.norm(self.r_x), np.linalg.norm(self.r_s)))
 
-    @property
-    def primal(self) -> float:
-        """Largest violation of a row."""
-        return float(abs(self.r_s).max(initial=0.0))
-
-    @property
-    def dual(self) -> float:
-        """Largest entry of the gradient."""
-        return float(abs(self.r_x).max(initial=0.0))
-
     def status(self, claim: Status) -> Status:
         """SOLVED or SOLVED_INACCURATE where the residuals say so, else what the solver claims."""
         if self.error <= 1.0:
