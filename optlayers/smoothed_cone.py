@@ -17,9 +17,10 @@ from torch import Tensor
 from solvers._threads import calm, spread
 from solvers.batch import flat
 from solvers.cone.central_path import central_point
-from solvers.cone.cone_program import ConeProgram, Instances
-from solvers.cone.judge import Point
+from solvers.cone.cone_program import ConeProgram
 from solvers.cone.product import ConeProduct
+from solvers.cone.scaling import Points
+from solvers.cone.stack import Stack, stacks_of
 from solvers.solution import Solution, SolverError, Status
 
 from .failure import OnFailure, warn
@@ -72,27 +73,27 @@ class CentralPoint(ConeConditions):
         program = ConeProgram(P, q, A, b, self.cones)
         shape = program.batch_shape
         batch = shape.numel()
-        given = [flat(t, 1, shape).cpu().numpy() for t in (x, s, z)]
-        found = [np.zeros((batch, t.shape[-1])) for t in given]
+        given = [flat(t, 1, shape).expand(batch, -1).cpu().numpy() for t in (x, s, z)]
+        found = [np.zeros_like(t) for t in given]
         outcome = flat(status, 0, shape).expand(batch).cpu().clone()
-        instances = Instances(program)
 
-        def one(i: int) -> None:
-            start = Point(*(t[i if len(t) > 1 else 0] for t in given))
-            scaling = instances.scaling(i)
-            units = None if scaling is None else (scaling.of_x, scaling.of_s, scaling.of_z)
-            if units is not None:
-                start = Point(*(t / unit for t, unit in zip(start, units, strict=True)))
-            point = central_point(instances, i, start, self.mu)
+        def one(member: tuple[Stack, int]) -> None:
+            stack, j = member
+            own = stack.take(np.array([j]))
+            i = own.numbers
+            start = Points(given[0][i], given[1][i], given[2][i])
+            scaling = own.scaling
+            point = central_point(own, start if scaling is None else scaling.into(start), self.mu)
             if point is None:
                 outcome[i] = int(Status.NUMERICAL_ERROR)
                 return
-            for j, own in enumerate(found):
-                own[i] = point[j] if units is None else point[j] * units[j]
+            parts = point if scaling is None else scaling.out_of(point)
+            found[0][i], found[1][i], found[2][i] = parts
 
         wanted = torch.nonzero(outcome <= Status.SOLVED_INACCURATE).reshape(-1).tolist()
         with calm():
-            spread(one, wanted)
+            stacks = stacks_of(program, wanted)
+            spread(one, [(stack, j) for stack in stacks for j in range(len(stack))])
         without = int((outcome[wanted] > Status.SOLVED_INACCURATE).sum())
         if without and self.on_failure != "ignore":
             self._report(without, batch, Solution(x, status, torch.zeros_like(status), z=z, s=s))

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from solvers._threads import calm, spread
 from solvers.batch import broadcast_shapes
-from solvers.cone.cone_program import ConeProgram, Instances
-from solvers.cone.kkt import Boundary, Linearised
+from solvers.cone.boundary import Boundary
+from solvers.cone.cone_program import ConeProgram
+from solvers.cone.kkt import Linearised
 from solvers.cone.product import ConeProduct
+from solvers.cone.stack import Stack, stacks_of
 from solvers.matrix import Matrix
 from solvers.solution import Status
 
@@ -80,7 +82,7 @@ class ConicSystem:
         return 2
 
     def solve(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        """Solve for one program after the other, in all threads."""
+        """Solve, programs of one pattern at once."""
         s, z, status, r_x, r_s = (t for t in inputs[4:] if t is not None)
         n, m = r_x.shape[-1], r_s.shape[-1]
         P, A = matrices(inputs, n, m)
@@ -105,46 +107,34 @@ class ConicSystem:
         quadratic = None if P is None else grouped(P)
         vectors = r_x.new_zeros(*shape, n), r_s.new_zeros(*shape, m)
         program = ConeProgram(quadratic, vectors[0], grouped(A), vectors[1], self.cones)
-        # Copies, for they are scaled below.
         slacks, multipliers = (
-            without_columns(t, 1).expand(*shape, m).reshape(batch, m).cpu().numpy().copy()
-            for t in (s, z)
+            without_columns(t, 1).expand(*shape, m).reshape(batch, m).cpu().numpy() for t in (s, z)
         )
         sizes = tuple(abs(t).max(-1, initial=0.0) for t in (slacks, multipliers))
-        instances = Instances(program, (sizes[0], sizes[1]))
         outcomes = without_columns(status, 0).expand(shape).reshape(batch)
-        solved = (outcomes <= Status.SOLVED_INACCURATE).tolist()
+        solved = torch.nonzero(outcomes <= Status.SOLVED_INACCURATE).reshape(-1).tolist()
         right_x, right_s = column(r_x).numpy(), column(r_s).numpy()
         t_x = np.zeros((batch, n, columns.numel()))
         t_z = np.zeros((batch, m, columns.numel()))
         residual = np.zeros(batch)
 
-        def one(i: int) -> None:
-            conditions = Linearised(instances[i], boundary, i)
+        def one(stack: Stack) -> None:
+            i, scaling = stack.numbers, stack.scaling
             right = right_x[i], right_s[i]
-            scaling = instances.scaling(i)
+            slack, multiplier = slacks[i], multipliers[i]
+            mu: np.typing.NDArray[np.float64] | float = self.mu
             if scaling is not None:
-                by_x, by_s = scaling.dual * scaling.columns, 1 / scaling.of_s
-                right = right[0] * by_x[:, None], right[1] * by_s[:, None]
-            t_x[i], t_z[i], residual[i] = conditions.solve(*right)
+                right = right[0] / scaling.of_r_x[..., None], right[1] / scaling.of_s[..., None]
+                slack, multiplier = slack / scaling.of_s, multiplier / scaling.of_z
+                mu = self.mu / scaling.of_value if self.mu else 0.0
+            boundary = Boundary(self.cones, slack - multiplier, slack, mu)
+            t_x[i], t_z[i], residual[i] = Linearised(stack, boundary).solve(*right)
             if scaling is not None:
-                t_x[i] *= scaling.of_x[:, None]
-                t_z[i] *= scaling.of_z[:, None]
+                t_x[i] *= scaling.of_x[..., None]
+                t_z[i] *= scaling.of_z[..., None]
 
         with calm():
-            wanted = [i for i in range(batch) if solved[i]]
-            mu = torch.full((batch,), self.mu, dtype=torch.float64)
-            for i in wanted:
-                scaling = instances.scaling(i)
-                if scaling is not None:
-                    slacks[i], multipliers[i] = (
-                        slacks[i] / scaling.of_s,
-                        multipliers[i] / scaling.of_z,
-                    )
-                    mu[i] /= scaling.of_value
-            points = torch.from_numpy(slacks - multipliers), torch.from_numpy(slacks)
-            boundary = Boundary(self.cones, *points, mu if self.mu else 0.0)
-            spread(one, wanted)
+            spread(one, stacks_of(program, solved, (sizes[0], sizes[1])))
         self._report(residual)
 
         def back(t: np.ndarray) -> Tensor:

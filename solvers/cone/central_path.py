@@ -1,7 +1,8 @@
 r"""Points of the central path: the optimality conditions with the smoothed projection."""
 
-from .cone_program import Instances
-from .judge import Candidate, Judge, Point
+from .judge import Candidates, Judge
+from .scaling import Points
+from .stack import Stack
 
 # Where Newton's method has arrived: absolute and relative error of the conditions.
 EPSILON = 1e-11
@@ -10,41 +11,39 @@ MAX_STEPS, MAX_HALVINGS = 50, 30
 FIRST, FACTOR = 1e2, 0.2
 
 
-def central_point(instances: Instances, i: int, start: Point, mu: float) -> Candidate | None:
+def central_point(program: Stack, start: Points, mu: float) -> Points | None:
     """The point with barrier ``mu``; None if there is none.
 
     Args:
-        instances: The programs.
-        i: Which of them is meant.
-        start: A point to start from, as the solution.
-        mu: Strength of the barrier.
+        program: A stack of one.
+        start: A point to start from, as the solution, in the units of the program.
+        mu: Strength of the barrier, in the user's units.
     """
-    found = _newton(instances, i, start, mu)
+    if program.scaling is not None:
+        mu = mu / float(program.scaling.of_value[0])
+    found = _newton(program, start, mu)
     if found is None:  # from far out, where the path is nearly straight
         strength = FIRST * max(1.0, mu)
         while strength > mu:
-            way = _newton(instances, i, start, strength)
-            if way is not None:
-                start = Point(way.x, way.s, way.z)
+            way = _newton(program, start, strength)
+            start = start if way is None else way.points
             strength *= FACTOR
-        found = _newton(instances, i, start, mu)
-    return found
+        found = _newton(program, start, mu)
+    return None if found is None else found.points
 
 
-def _newton(instances: Instances, i: int, start: Point, mu: float) -> Candidate | None:
+def _newton(program: Stack, start: Points, mu: float) -> Candidates | None:
     """Newton's method with halved steps, until the error is gone or no longer shrinks."""
-    scaling = instances.scaling(i)
-    judge = Judge(instances, EPSILON, EPSILON, mu if scaling is None else mu / scaling.of_value)
-    (best,) = judge.measure([i], [start])
+    judge = Judge(program, EPSILON, EPSILON, mu)
+    best = judge.measure(start)
     for _ in range(MAX_STEPS):
-        if best.error <= 1.0:
+        if best.error[0] <= 1.0:
             return best
-        (conditions,) = judge.linearise([i], [best])
-        step = judge.step(i, best, conditions)
+        step = judge.step(best, judge.linearise(best))
         length = 1.0
         for _ in range(MAX_HALVINGS):
-            (candidate,) = judge.measure([i], [best.moved(step, length)])
-            if candidate.norm < (1 - 0.1 * length) * best.norm:
+            candidate = judge.measure(best.moved(step, length))
+            if candidate.norm[0] < (1 - 0.1 * length) * best.norm[0]:
                 break
             length *= 0.5
         else:

@@ -4,20 +4,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .._threads import available
 from ..solution import Status
 from .cone import Cone
-from .cone_program import Instance
 from .exponential import ExponentialCone
-from .judge import Point
 from .polyhedral import BoxCone, NonnegativeCone, ZeroCone
 from .positive_semidefinite import PositiveSemidefiniteCone
 from .power import GeneralizedPowerCone, PowerCone
 from .product import ConeProduct
 from .second_order import SecondOrderCone
-from .solver import Answer, ConeSolver, Finder
-from .sparse import Compressed
+from .solver import NEAR, Answer, ConeSolver, Finder, Point
+from .sparse import Compressed, Pattern
+from .stack import Instance
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -53,15 +53,18 @@ class Clarabel(ConeSolver):
         accuracy = max(STEP_ACCURACY * eps_abs, 1e-13)
         settings.iterative_refinement_reltol = settings.iterative_refinement_abstol = accuracy
         settings.presolve_enable = False  # it would drop rows
+        settings.equilibrate_enable = eps_abs < NEAR  # programs come scaled; a last resort
+        settings.chordal_decomposition_enable = any(
+            isinstance(cone, PositiveSemidefiniteCone) for cone, _ in cones.groups
+        )
         settings.max_threads = 1 if batch > 1 else available()
-        kinds, T = spell(cones)
-        made = [getattr(clarabel, name)(*arguments) for name, arguments in kinds]
+        made, T = _made(cones)
 
         def find(instance: Instance, start: Point | None) -> Answer:
             A, b = instance.A, instance.b
             if T is not None:
                 TA = (T @ sp.csc_array((A.data, A.indices, A.indptr), A.shape)).tocsc()
-                A, b = Compressed(TA.data, TA.indices, TA.indptr, TA.shape), T @ b
+                A, b = Compressed(TA.data, Pattern(TA.indices, TA.indptr, TA.shape)), T @ b
             try:
                 solver = clarabel.DefaultSolver(instance.P, instance.q, A, b, made, settings)
                 answer = solver.solve()
@@ -95,6 +98,18 @@ _STATUS = {
     "AlmostDualInfeasible": Status.DUAL_INFEASIBLE,
 }
 Spelling = list[tuple[str, tuple[Any, ...]]]
+_known: "WeakIdKeyDictionary" = WeakIdKeyDictionary()
+
+
+def _made(cones: ConeProduct) -> "tuple[list[Any], sp.csr_array | None]":
+    """Clarabel's objects, which layers come back for, and ``T``."""
+    import clarabel
+
+    if cones not in _known:
+        kinds, T = spell(cones)
+        _known[cones] = [getattr(clarabel, name)(*arguments) for name, arguments in kinds], T
+    made: tuple[list[Any], sp.csr_array | None] = _known[cones]
+    return made
 
 
 def spell(cones: ConeProduct) -> "tuple[Spelling, sp.csr_array | None]":

@@ -1,25 +1,15 @@
-"""The cone program as users state it, and as solvers read it: one instance at a time."""
+"""The cone program as users state it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from ..batch import broadcast_shapes, flat
+from ..batch import broadcast_shapes
 from ..matrix import Matrix, of_csr
 from .cone import Cone
-from .direct import is_semidefinite
-from .polyhedral import ZeroCone
 from .product import ConeProduct
-from .scaling import Scaling, blocks_of, scaling_of
-from .sparse import Compressed, Pattern, compress
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(eq=False)
@@ -173,145 +163,3 @@ def _check_tensor(where: str, name: str, t: object, core: int) -> None:
         raise ValueError(
             f"{where}: {name} must have at least {core} dimensions; got shape {tuple(t.shape)}."
         )
-
-
-class Instance(NamedTuple):
-    """One program of a batch.
-
-    Attributes:
-        P: Upper triangle.
-        q: ``(n)``.
-        A: All rows.
-        b: ``(m)``.
-    """
-
-    P: Compressed
-    q: Floats
-    A: Compressed
-    b: Floats
-
-
-class Instances:
-    """The programs of a batch one by one, in units that suit them.
-
-    Args:
-        program: The batch, in float64.
-        sizes: Sizes of slacks and multipliers where they are known, each ``(B)``; by default those
-            of ``b`` and ``q``.
-    """
-
-    def __init__(self, program: ConeProgram, sizes: tuple[Floats, Floats] | None = None) -> None:
-        """Sort the patterns once."""
-        shape = program.batch_shape
-        self.batch, self.n, self.m = shape.numel(), program.n, program.m
-        self.cones, self.rough, self.sizes = program.cones, program.rough, sizes
-        self._q, self._b = (flat(t, 1, shape).cpu().numpy() for t in (program.q, program.b))
-        self._P = None if program.P is None else _Entries(program.P, shape, upper=True)
-        self._A = _Entries(program.A, shape)
-        self._blocks = blocks_of(program.cones)
-        diagonal = np.arange(self.n + 1)
-        self._no_P = Compressed(np.zeros(self.n), diagonal[:-1], diagonal, (self.n, self.n))
-        self._made: dict[int, tuple[Instance, Scaling | None]] = {}
-
-    def is_usable(self, i: int) -> bool:
-        """Whether number ``i`` has finite data, and a semidefinite ``P`` but for rounding."""
-        instance = self[i]
-        data = (instance.P.data, instance.q, instance.A.data, instance.b)
-        if not all(bool(np.isfinite(t).all()) for t in data):
-            return False
-        return self._P is None or is_semidefinite(instance.P, rough=self.rough)
-
-    def __getitem__(self, i: int) -> Instance:
-        """Number ``i`` of the flat batch, scaled."""
-        return self._scaled(i)[0]
-
-    def scaling(self, i: int) -> Scaling | None:
-        """How it is scaled; None if it is as it was."""
-        return self._scaled(i)[1]
-
-    def _scaled(self, i: int) -> tuple[Instance, Scaling | None]:
-        known = self._made.get(i)
-        if known is None:
-            known = self._scale(i)
-            # As far as memory goes; making one again costs little.
-            if len(self._made) * (known[0].A.nnz + known[0].P.nnz) < KEPT_ENTRIES:
-                self._made[i] = known
-        return known
-
-    def mend(self, i: int, tolerance: float) -> None:
-        """Undo in number ``i`` what rounding the data may have done, within a relative tolerance.
-
-        Equalities that depend on each other and contradict by that are moved to where they do not,
-        and a singular ``P`` that is indefinite by that is lifted.
-        """
-        instance, scaling = self._scaled(i)
-        P, b = instance.P, instance.b.copy()
-        data = P.data.copy()
-        data[P.indptr[1:] - 1] *= 1 + tolerance
-        kinds = [isinstance(cone, ZeroCone) for cone in self.cones.cones for _ in range(cone.rows)]
-        equal = np.flatnonzero(kinds)
-        if len(equal) * self.n > MENDED_ENTRIES:
-            equal = equal[:0]
-        rows = instance.A.dense()[equal] if len(equal) else np.empty((0, self.n))
-        inverse = torch.linalg.pinv(torch.from_numpy(rows), rtol=tolerance).numpy()
-        left = b[equal] - rows @ (inverse @ b[equal])
-        if abs(left).max(initial=0.0) <= tolerance * (1 + abs(b[equal]).max(initial=0.0)):
-            b[equal] -= left
-        lifted = Compressed(data, P.indices, P.indptr, P.shape)
-        self._made[i] = instance._replace(P=lifted, b=b), scaling
-
-    @np.errstate(all="ignore")
-    def _scale(self, i: int) -> tuple[Instance, Scaling | None]:
-        P = self._no_P if self._P is None else self._P[i]
-        q, A, b = _row(self._q, i), self._A[i], _row(self._b, i)
-        if self.sizes is None:
-            primal, dual = (float(abs(t).max(initial=0.0)) for t in (b, q))
-        else:
-            primal, dual = float(self.sizes[0][i]), float(self.sizes[1][i])
-        total = abs(P.data).sum() + abs(A.data).sum() + primal + dual
-        scaling = None
-        if np.isfinite(total):
-            scaling = scaling_of(P, A, self._blocks, primal, dual)
-        if scaling is None:
-            return Instance(P, q, A, b), None
-        q, b = scaling.dual * scaling.columns * q, b / scaling.of_s
-        return Instance(scaling.of_P(P), q, scaling.of_A(A), b), scaling
-
-
-# Entries of equalities up to which their dependences are looked for.
-MENDED_ENTRIES = 1 << 22
-# Entries of the matrices of a batch that are kept while it is worked on.
-KEPT_ENTRIES = 1 << 24
-# Layers come again and again with the same tensor of indices, whose sorting takes a while.
-_patterns: "WeakIdKeyDictionary" = WeakIdKeyDictionary()
-
-
-def _pattern(matrix: Matrix, index: Tensor, upper: bool) -> Pattern:
-    known: dict[tuple[int, int, int, bool], Pattern] = _patterns.setdefault(index, {})
-    key = (index._version, matrix.rows, matrix.columns, upper)
-    if key not in known:
-        rows, columns = index.cpu().numpy()
-        known[key] = Pattern(rows, columns, (matrix.rows, matrix.columns), upper=upper)
-    return known[key]
-
-
-class _Entries:
-    """A batch of matrices in flat form."""
-
-    def __init__(self, matrix: Matrix, shape: torch.Size, *, upper: bool = False) -> None:
-        self.values = flat(matrix.values, matrix.core, shape).cpu().numpy()
-        self.upper = upper
-        self.pattern = None if matrix.index is None else _pattern(matrix, matrix.index, upper)
-        self.shared = self._make(0) if len(self.values) == 1 else None
-
-    def __getitem__(self, i: int) -> Compressed:
-        return self._make(i) if self.shared is None else self.shared
-
-    def _make(self, i: int) -> Compressed:
-        if self.pattern is not None:
-            return self.pattern.of(self.values[i])
-        return compress(self.values[i], upper=self.upper)
-
-
-def _row(t: Floats, i: int) -> Floats:
-    return np.ascontiguousarray(t[i if len(t) > 1 else 0])

@@ -8,21 +8,22 @@ that fails eigenvalues decide.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from .._threads import spread
 from ..least_norm import least_norm
-from .sparse import Compressed
-
-if TYPE_CHECKING:
-    import scipy.sparse as sp
+from .arrays import product
+from .sparse import Compressed, Pattern
 
 Floats = NDArray[np.float64]
-Solve = Callable[[Floats], Floats]
+Solve = Callable[[Floats], Floats]  # of a right-hand side, one program's
+# Of right-hand sides (B, side, columns), those that count (B) only.
+Shifted = Callable[[Floats, NDArray[np.bool_]], Floats]
+Times = Callable[[Floats], Floats]
 
 # Up to this side a dense factorisation costs less than setting up a sparse one.
 DENSE_SIDE = 160
@@ -43,36 +44,52 @@ EIGENVALUES_SIDE = 2000
 TINY = float(np.finfo(np.float64).tiny)
 
 
-def is_semidefinite(P: Compressed, *, rough: bool = False) -> bool:
-    """Whether a symmetric matrix, given by its upper triangle, is positive semidefinite.
+@np.errstate(all="ignore")
+def are_semidefinite(P: Compressed, *, rough: bool = False) -> NDArray[np.bool_]:
+    """Whether symmetric matrices, given by their upper triangles, are positive semidefinite.
 
     With a diagonal of ones, eigenvalues may be negative by rounding, which a ``rough`` matrix has
     more of. Most matrices show it by their diagonals alone.
+
+    Args:
+        P: A batch of finite matrices, or not; the others count as indefinite.
+        rough: Whether the data have been rounded to less than double precision.
+
+    Returns:
+        One answer for each, ``(B)``.
     """
     n = P.shape[0]
     below = ROUGHLY if rough else n * INDEFINITE
-    diagonal = P.data[P.indptr[1:] - 1]
-    if not (diagonal >= 0).all():
-        return False
-    root = np.sqrt(np.where(diagonal > 0, diagonal, abs(P.data).max(initial=0.0) or 1.0))
-    P = Compressed(P.data / (root[P.indices] * root[P.columns]), P.indices, P.indptr, P.shape)
-    off = abs(P.data) * (P.indices != P.columns)
-    diagonal = P.data[P.indptr[1:] - 1]
-    sums = np.bincount(P.indices, off, n) + np.bincount(P.columns, off, n)
-    if (diagonal - sums >= -below).all():
-        return True
+    on = P.pattern.is_diagonal
+    diagonal = P.data[:, on]
+    good: NDArray[np.bool_] = np.all(diagonal >= 0, axis=1)
+    if P.nnz == n:
+        return good
+    size = abs(P.data).max(1, initial=0.0)
+    ones = np.where(diagonal > 0, diagonal, np.where(size > 0, size, 1.0)[:, None])
+    root = np.sqrt(np.where(good[:, None], ones, 1.0))
+    P = P.with_data(P.data / (root[:, P.indices] * root[:, P.columns]))
+    off = np.where(on, 0.0, abs(P.data))
+    sums = P.pattern.summed(off, over_rows=True) + P.pattern.summed(off, over_rows=False)
+    dominant = (P.data[:, on] - sums >= -below).all(1)
+    for j in np.flatnonzero(good & ~dominant).tolist():
+        good[j] = np.isfinite(size[j]) and _is_semidefinite(P.take(j), below)
+    return good
+
+
+def _is_semidefinite(P: Compressed, below: float) -> bool:
+    """Whether no eigenvalue is further below zero."""
+    n = P.shape[0]
     if n <= DENSE_SIDE or P.nnz > FILLED * n * n:
         shifted = torch.from_numpy(P.symmetric())
         shifted.diagonal().add_(below)
         return int(torch.linalg.cholesky_ex(shifted)[1]) == 0
     import qdldl
-    import scipy.sparse as sp
 
     data = P.data.copy()
-    data[P.indptr[1:] - 1] += below
-    upper = sp.csc_matrix((data, P.indices, P.indptr), P.shape)
+    data[P.pattern.is_diagonal] += below
     try:
-        pivots = qdldl.Solver(upper, upper=True).factors()[1]
+        pivots = qdldl.Solver(P.with_data(data), upper=True).factors()[1]
     except RuntimeError:  # a pivot is exactly zero
         return False
     return bool((pivots > 0).all())
@@ -84,143 +101,235 @@ def is_dense(side: int, entries: int) -> bool:
 
 
 class Dense:
-    """A dense matrix, factored.
+    """Dense matrices of one size, factored.
 
     Args:
-        P: Symmetric ``(n, n)``.
-        C: ``(k, n)``.
-        values: The diagonal of the last block, not negative ``(k)``.
+        P: Symmetric ``(B, n, n)``, or one for all.
+        C: ``(B, k, n)``.
+        values: The diagonals of the last blocks, not negative ``(B, k)``.
     """
 
     def __init__(self, P: Floats, C: Floats, values: Floats) -> None:
         """Shift and factor."""
-        n, side = len(P), len(P) + len(values)
-        K = np.zeros((side, side))  # calls to numpy cost a third of those to torch
-        K[:n, :n], K[n:, :n], K[:n, n:] = P, C, C.T
-        K.reshape(-1)[n * (side + 1) :: side + 1] = -values
-        largest = float(abs(K).max(initial=0.0))
-        self.K = torch.from_numpy(K)
-        self.finite = largest < float("inf")  # False for NaN
-        if self.finite and side:
-            shift = SHIFT * max(largest, TINY)
-            shifted = K.copy()
-            shifted.reshape(-1)[: n * (side + 1) : side + 1] += shift
-            shifted.reshape(-1)[n * (side + 1) :: side + 1] -= shift
-            self.LU, self.pivots, _ = torch.linalg.lu_factor_ex(torch.from_numpy(shifted))
+        count, k, n = C.shape
+        side = n + k
+        K = np.zeros((count, side, side))  # calls to numpy cost a third of those to torch
+        K[:, :n, :n], K[:, n:, :n], K[:, :n, n:] = P, C, C.swapaxes(1, 2)
+        K.reshape(count, -1)[:, n * (side + 1) :: side + 1] = -values
+        largest = abs(K).max((1, 2), initial=0.0)
+        self.finite = largest < np.inf  # False for NaN
+        K[~self.finite] = 0.0
+        self.K = K
+        shift = SHIFT * np.where(self.finite, np.maximum(largest, TINY), 1.0)[:, None]
+        shifted = K.copy()
+        shifted.reshape(count, -1)[:, : n * (side + 1) : side + 1] += shift
+        shifted.reshape(count, -1)[:, n * (side + 1) :: side + 1] -= shift
+        # LAPACK wants columns, of a symmetric matrix the same as rows.
+        self.LU, self.pivots, _ = torch.linalg.lu_factor_ex(torch.from_numpy(shifted).mT)
 
-    def solve(self, right: Tensor) -> tuple[Tensor, float]:
-        """Solve for ``(n + k, columns)``; also the largest relative residual."""
-        if not right.numel():
-            return right, 0.0
-        if not (self.finite and bool(right.isfinite().all())):
-            return torch.full_like(right, torch.nan), float("inf")
-        size = right.abs().amax(0).clamp(min=TINY)
-        best, left, residual = torch.zeros_like(right), right, float("inf")
-        for _ in range(REFINEMENTS):
-            solution = best + torch.linalg.lu_solve(self.LU, self.pivots, left)
-            left = right - self.K @ solution
-            relative = float((left.abs().amax(0) / size).max())
-            if not relative < residual:
-                break
-            converged = relative <= GOOD or relative > 0.5 * residual
-            best, residual = solution, relative
-            if converged:
-                break
-        if residual > BAD:
-            best = least_norm(self.K, right)
-            residual = float(((right - self.K @ best).abs().amax(0) / size).max())
-        return best, residual
+    def take(self, which: NDArray[np.int64]) -> "Dense":
+        """Some of them."""
+        if len(which) == len(self.K):
+            return self
+        some = object.__new__(Dense)
+        some.K, some.finite = self.K[which], self.finite[which]
+        index = torch.from_numpy(which)
+        some.LU, some.pivots = self.LU[index], self.pivots[index]
+        return some
 
+    def _shifted(self, right: Floats, going: NDArray[np.bool_]) -> Floats:
+        solution = torch.linalg.lu_solve(self.LU, self.pivots, torch.from_numpy(right))
+        return solution.numpy()  # type: ignore[no-any-return]
 
-class Sparse:
-    """A sparse matrix, factored; see :class:`Dense`, but for ``P``, an upper triangle.
-
-    Args:
-        P: ``(n, n)``.
-        C: ``(k, n)``.
-        values: ``(k)``.
-    """
-
-    def __init__(self, P: Compressed, C: "sp.csr_array", values: Floats) -> None:
-        """Shift and factor."""
-        self.P, self.C, self.values = P, C, values
-        self.transposed = C.T
-        factored = _by_qdldl if P.shape[0] + len(values) <= QDLDL_SIDE else _by_clarabel
-        self.shifted = factored(P, C, values)
-
-    def _times(self, t: Floats) -> Floats:
-        n = self.P.shape[0]
-        x, nu = t[:n], t[n:]
-        upper = self.P.symmetric_times(x) + self.transposed @ nu
-        return np.concatenate((upper, self.C @ x - self.values * nu))
-
-    def solve(self, right: Floats, *, rough: bool = False) -> tuple[Floats, float]:
-        """Solve for ``(n + k, columns)``; also the largest relative residual.
+    def solve(self, right: Floats, *, rough: bool = False) -> tuple[Floats, Floats]:
+        """Solve for ``(B, side, columns)``; also the relative residuals ``(B, columns)``.
 
         A ``rough`` solution is good enough for a step of an iteration.
         """
         good, bad = (ROUGH, ROUGH) if rough else (GOOD, BAD)
-        solution, residual = np.zeros_like(right), np.zeros(right.shape[1])
-        for j in range(right.shape[1]):
-            solution[:, j], residual[j] = _refine(self.shifted, self._times, right[:, j], good)
-        unsolved = np.flatnonzero(residual > bad)
-        if len(unsolved) and len(right) <= EIGENVALUES_SIDE:
-            columns = torch.from_numpy(right[:, unsolved])
-            dense = Dense(self.P.symmetric(), self.C.toarray(), self.values)
-            found, left = dense.solve(columns)
-            solution[:, unsolved], residual[unsolved] = found.numpy(), left
-        else:
-            for j in unsolved.tolist():
-                solution[:, j], residual[j] = _least_norm_iteratively(self._times, right[:, j])
-        return solution, float(residual.max(initial=0.0))
+        best, residual = refined(self._shifted, lambda t: product(self.K, t), right, good)
+        unsolved = (residual > bad).any(1) & self.finite & np.isfinite(right).all((1, 2))
+        for j in np.flatnonzero(unsolved).tolist():
+            K, own = torch.from_numpy(self.K[j]), torch.from_numpy(right[j])
+            best[j] = least_norm(K, own).numpy()
+            residual[j] = abs(right[j] - self.K[j] @ best[j]).max(0) / _size(right[j])
+        best[~self.finite], residual[~self.finite] = np.nan, np.inf
+        return best, residual
 
 
-def _refine(shifted: Solve, times: Solve, right: Floats, good: float) -> tuple[Floats, float]:
-    """Refine what the shifted matrix gives; the solution and its relative residual."""
-    size = max(float(abs(right).max(initial=0.0)), TINY)
+class Sparse:
+    """Sparse matrices, factored; all have the rows that a stack has, but each only some that count.
+
+    Args:
+        P: Upper triangles ``(n, n)``.
+        CT: The transposed matrices ``C`` ``(n, m)``; rows that do not count are zero.
+        values: The diagonals of the last blocks, not negative ``(B, m)``; 1 where rows do not
+            count.
+        counting: Which rows do ``(B, m)``.
+    """
+
+    def __init__(
+        self, P: Compressed, CT: Compressed, values: Floats, counting: NDArray[np.bool_]
+    ) -> None:
+        """Shift and factor."""
+        self.P, self.CT, self.values, self.counting = P, CT, values, counting
+        self.shifted = spread(self._factored, range(len(values)))
+
+    def take(self, which: NDArray[np.int64]) -> "Sparse":
+        """Some of them."""
+        if len(which) == len(self.shifted):
+            return self
+        some = object.__new__(Sparse)
+        some.P, some.CT = self.P.take(which), self.CT.take(which)
+        some.values, some.counting = self.values[which], self.counting[which]
+        some.shifted = [self.shifted[j] for j in which.tolist()]
+        return some
+
+    def _one(self, j: int) -> "tuple[Compressed, Rows, Floats]":
+        counting = self.counting[j]
+        CT = self.CT.take(j)
+        kept = counting[CT.columns]
+        lengths = np.diff(CT.indptr)[counting]
+        rows = Rows(CT.data[kept], CT.indices[kept], lengths, CT.shape[0])
+        return self.P.take(j), rows, self.values[j, counting]
+
+    def _factored(self, j: int) -> Solve:
+        P, rows, values = self._one(j)
+        factored = _by_qdldl if P.shape[0] + len(values) <= QDLDL_SIDE else _by_clarabel
+        return factored(P, rows, values)
+
+    def _solve_shifted(self, right: Floats, going: NDArray[np.bool_]) -> Floats:
+        n = self.P.shape[0]
+        solution = np.zeros_like(right)
+        index = [np.append(np.arange(n), n + np.flatnonzero(c)) for c in self.counting]
+
+        def one(j: int) -> None:
+            own = index[j]
+            for column in range(right.shape[2]):
+                solution[j, own, column] = self.shifted[j](right[j, own, column])
+
+        spread(one, np.flatnonzero(going).tolist())
+        return solution
+
+    def _times(self, t: Floats) -> Floats:
+        n = self.P.shape[0]
+        result = np.empty_like(t)
+        for column in range(t.shape[2]):
+            x, nu = np.ascontiguousarray(t[:, :n, column]), np.ascontiguousarray(t[:, n:, column])
+            result[:, :n, column] = self.P.symmetric_times(x) + self.CT.times(nu)
+            result[:, n:, column] = self.CT.transposed_times(x) - self.values * nu
+        return result
+
+    def solve(self, right: Floats, *, rough: bool = False) -> tuple[Floats, Floats]:
+        """As :meth:`Dense.solve`, for ``(B, n + m, columns)``."""
+        good, bad = (ROUGH, ROUGH) if rough else (GOOD, BAD)
+        best, residual = refined(self._solve_shifted, self._times, right, good)
+        for j in np.flatnonzero((residual > bad).any(1) & np.isfinite(right).all((1, 2))).tolist():
+            self._solve_singular(j, right[j], best[j], residual[j])
+        return best, residual
+
+    def _solve_singular(self, j: int, right: Floats, solution: Floats, residual: Floats) -> None:
+        """The solution of least norm."""
+        P, rows, values = self._one(j)
+        n = P.shape[0]
+        own = np.append(np.arange(n), n + np.flatnonzero(self.counting[j]))
+        if len(own) <= EIGENVALUES_SIDE:
+            dense = Dense(P.symmetric()[None], rows.dense()[None], values[None])
+            found, left = dense.solve(right[None, own])
+            solution[own], residual[:] = found[0], left[0]
+            return
+        alone = self.take(np.array([j]))
+
+        def times(t: Floats) -> Floats:
+            full = np.zeros((1, len(right), 1))
+            full[0, own, 0] = t
+            return alone._times(full)[0, own, 0]  # type: ignore[no-any-return]
+
+        for column in range(right.shape[1]):
+            solution[own, column], residual[column] = _least_norm_iteratively(
+                times, right[own, column]
+            )
+
+
+@np.errstate(all="ignore")
+def refined(shifted: Shifted, times: Times, right: Floats, good: float) -> tuple[Floats, Floats]:
+    """Refine what shifted matrices give, as long as that halves what is left of each column.
+
+    Args:
+        shifted: Solves with the shifted matrices.
+        times: Multiplies with the matrices themselves.
+        right: ``(B, side, columns)``.
+        good: Relative residual at which to stop.
+
+    Returns:
+        The solutions, and their relative residuals ``(B, columns)``.
+    """
+    size = np.maximum(abs(right).max(1, initial=0.0), TINY)
     best, left = np.zeros_like(right), right
-    residual = 1.0 if right.any() else 0.0
+    residual = np.where(right.any(1), 1.0, 0.0)
+    going = ~(residual <= good)
     for _ in range(REFINEMENTS):
-        if residual <= good:
+        if not going.any():
             break
-        solution = best + shifted(left)
-        left = right - times(solution)
-        relative = float(abs(left).max()) / size
-        if not relative < residual:
-            break
-        slow = relative > 0.5 * residual
-        best, residual = solution, relative
-        if slow:
-            break
-    return best, residual
+        solution = best + shifted(left, np.any(going, axis=1))
+        after = right - times(solution)
+        relative = abs(after).max(1) / size
+        better = going & (relative < residual)
+        going = better & (relative > good) & (relative <= 0.5 * residual)
+        np.copyto(best, solution, where=better[:, None])
+        left = np.where(better[:, None], after, left)
+        residual = np.where(better, relative, residual)
+    np.copyto(best, np.nan, where=~np.isfinite(size)[:, None])
+    return best, np.where(np.isfinite(size), residual, np.inf)
 
 
-def _by_qdldl(P: Compressed, C: "sp.csr_array", values: Floats) -> Solve:
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A matrix row by row.
+
+    Attributes:
+        data: Values.
+        indices: Their columns.
+        lengths: How many there are in each row.
+        width: Number of columns.
+    """
+
+    data: Floats
+    indices: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    width: int
+
+    def dense(self) -> Floats:
+        """All entries."""
+        full = np.zeros((len(self.lengths), self.width))
+        full[np.repeat(np.arange(len(self.lengths)), self.lengths), self.indices] = self.data
+        return full
+
+
+def _by_qdldl(P: Compressed, C: Rows, values: Floats) -> Solve:
     """One factorisation without pivoting, for many right-hand sides."""
-    import qdldl  # imported when used, as what follows: they take their time
-    import scipy.sparse as sp
+    import qdldl  # imported when used: it takes its time
 
     n, k = P.shape[0], len(values)
-    C.sort_indices()
+    entries = len(C.data)
     largest = max(abs(P.data).max(initial=0.0), abs(C.data).max(initial=0.0), TINY)
     shift = SPARSE_SHIFT * largest
     # Columns of the upper triangle: those of P, whose diagonal is stored, then the rows of C.
-    data = np.empty(P.nnz + C.nnz + k)
+    data = np.empty(P.nnz + entries + k)
     indices = np.empty(len(data), np.int64)
     data[: P.nnz], indices[: P.nnz] = P.data, P.indices
     data[P.indptr[1:] - 1] += shift
-    row = np.repeat(np.arange(k), np.diff(C.indptr))
-    places = P.nnz + row + np.arange(C.nnz)
+    places = P.nnz + np.repeat(np.arange(k), C.lengths) + np.arange(entries)
     data[places], indices[places] = C.data, C.indices
-    ends = P.nnz + C.indptr[1:] + np.arange(k)
+    ends = P.nnz + np.cumsum(C.lengths) + np.arange(k)
     data[ends], indices[ends] = -values - shift, n + np.arange(k)
     indptr = np.concatenate((P.indptr, ends + 1))
-    upper = sp.csc_matrix((data, indices, indptr), (n + k, n + k))
+    upper = Compressed(data, Pattern(indices, indptr, (n + k, n + k)))
     solve: Solve = qdldl.Solver(upper, upper=True).solve
     return solve
 
 
-def _by_clarabel(P: Compressed, C: "sp.csr_array", values: Floats) -> Solve:
+def _by_clarabel(P: Compressed, C: Rows, values: Floats) -> Solve:
     r"""The blocked factorisation of Clarabel, several times as fast where factors fill up.
 
     To a program with equalities only its answer is the solution of one such system. Minimising
@@ -229,6 +338,7 @@ def _by_clarabel(P: Compressed, C: "sp.csr_array", values: Floats) -> Solve:
     = r_\nu`. Every solve factors again.
     """
     import clarabel  # imported when used: it costs every other user of the package time
+    import scipy.sparse as sp
 
     n, k = P.shape[0], len(values)
     soft = np.flatnonzero(values)
@@ -236,16 +346,21 @@ def _by_clarabel(P: Compressed, C: "sp.csr_array", values: Floats) -> Solve:
     ends = np.arange(1, extra + 1)
     quadratic = Compressed(
         np.concatenate((P.data, np.ones(extra))),
-        np.concatenate((P.indices, n + np.arange(extra))),
-        np.concatenate((P.indptr, P.indptr[-1] + ends)),
-        (n + extra, n + extra),
+        Pattern(
+            np.concatenate((P.indices, n + np.arange(extra))),
+            np.concatenate((P.indptr, P.indptr[-1] + ends)),
+            (n + extra, n + extra),
+        ),
     )
-    by_column = C.tocsc()
+    indptr = np.append(0, np.cumsum(C.lengths))
+    by_column = sp.csr_array((C.data, C.indices, indptr), (k, n)).tocsc()
     rows = Compressed(
         np.concatenate((by_column.data, np.sqrt(values[soft]))),
-        np.concatenate((by_column.indices, soft)),
-        np.concatenate((by_column.indptr, by_column.indptr[-1] + ends)),
-        (k, n + extra),
+        Pattern(
+            np.concatenate((by_column.indices, soft)),
+            np.concatenate((by_column.indptr, by_column.indptr[-1] + ends)),
+            (k, n + extra),
+        ),
     )
     settings = clarabel.DefaultSettings()
     settings.verbose, settings.presolve_enable, settings.max_threads = False, False, 1
@@ -267,5 +382,10 @@ def _least_norm_iteratively(times: Solve, right: Floats) -> tuple[Floats, float]
     side = len(right)
     operator = LinearOperator((side, side), matvec=times, rmatvec=times, dtype=np.float64)
     solution: Floats = lsmr(operator, right, atol=1e-14, btol=1e-14, maxiter=10 * side)[0]
-    size = max(float(abs(right).max(initial=0.0)), TINY)
-    return solution, float(abs(right - times(solution)).max(initial=0.0)) / size
+    return solution, float(abs(right - times(solution)).max(initial=0.0) / _size(right))
+
+
+def _size(right: Floats) -> Floats:
+    """The largest entry of each column."""
+    size: Floats = np.maximum(abs(right).max(0, initial=0.0), TINY)
+    return size

@@ -2,22 +2,22 @@ r"""How good candidates are, on the programs as the user posed them, and Newton'
 
 A candidate is a pair ``x, v``: slack and multiplier are :math:`s = \Pi_K(v)` and :math:`z = s - v`,
 so that both are in their cones and orthogonal, and what is left are the linear equations.
-Projections are taken for a whole batch at once, everything else for one program at a time: results
-then do not depend on the company.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from .._threads import spread
 from ..solution import Status
-from .cone_program import Instance, Instances
-from .kkt import Boundary, Linearised
+from .boundary import Boundary
+from .kkt import Linearised
+from .scaling import Points
+from .stack import Stack
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
 
 # Residuals up to this multiple of the tolerance are inaccurate, beyond it there is no solution.
 INACCURATE = 1e3
@@ -30,26 +30,18 @@ UNEVEN, ROUNDING = 0.1, 1e-13
 QUICKLY = 1e-2
 
 
-class Point(NamedTuple):
-    """A point ``x`` ``(n)`` with slack and multiplier ``s, z`` ``(m)``, or a step between two."""
-
-    x: Floats
-    s: Floats
-    z: Floats
-
-
-class Candidate(NamedTuple):
-    """A point and its residuals.
+class Candidates(NamedTuple):
+    """Points and their residuals, one for each program.
 
     Attributes:
-        x: ``(n)``.
-        s: Slack ``(m)``, in the cone.
-        z: Multiplier ``(m)``, in the dual cone.
-        r_x: Gradient of the Lagrangian ``(n)``.
-        r_s: Violation of the rows ``(m)``.
-        objective: Value of the objective.
-        gap: Absolute duality gap.
-        error: Largest residual relative to what is allowed: at most 1 means solved.
+        x: ``(B, n)``.
+        s: Slacks ``(B, m)``, in the cone.
+        z: Multipliers ``(B, m)``, in the dual cone.
+        r_x: Gradients of the Lagrangian ``(B, n)``.
+        r_s: Violations of the rows ``(B, m)``.
+        objective: Values of the objective ``(B)``.
+        gap: Absolute duality gaps ``(B)``.
+        error: Largest residuals relative to what is allowed: at most 1 means solved ``(B)``.
     """
 
     x: Floats
@@ -57,105 +49,111 @@ class Candidate(NamedTuple):
     z: Floats
     r_x: Floats
     r_s: Floats
-    objective: float
-    gap: float
-    error: float
-
-    def moved(self, step: Point, length: float = 1.0) -> Point:
-        """The point some way along a step."""
-        return Point(*(a + length * d for a, d in zip(self[:3], step, strict=True)))
+    objective: Floats
+    gap: Floats
+    error: Floats
 
     @property
-    def norm(self) -> float:
-        """Length of both residuals, along which Newton's steps descend."""
-        return float(np.hypot(np.linalg.norm(self.r_x), np.linalg.norm(self.r_s)))
+    def points(self) -> Points:
+        """The points alone."""
+        return Points(self.x, self.s, self.z)
 
-    def status(self, claim: Status) -> Status:
+    def take(self, which: Integers) -> "Candidates":
+        """Some of them."""
+        return Candidates(*(t[which] for t in self))
+
+    def put(self, which: Integers, others: "Candidates", mask: Booleans) -> None:
+        """Take over those of ``others`` that ``mask`` says, in the places ``which``."""
+        for own, other in zip(self, others, strict=True):
+            own[which[mask]] = other[mask]
+
+    def moved(self, step: Points, length: float = 1.0) -> Points:
+        """The points some way along a step."""
+        return Points(*(a + length * d for a, d in zip(self.points, step, strict=True)))
+
+    @property
+    @np.errstate(over="ignore")
+    def norm(self) -> Floats:
+        """Length of both residuals, along which Newton's steps descend ``(B)``."""
+        length: Floats = np.sqrt((self.r_x**2).sum(1) + (self.r_s**2).sum(1))
+        return length
+
+    def status(self, claims: Integers) -> Integers:
         """SOLVED or SOLVED_INACCURATE where the residuals say so, else what the solver claims."""
-        if self.error <= 1.0:
-            return Status.SOLVED
-        if self.error <= INACCURATE and claim <= Status.MAX_ITERATIONS:
-            return Status.SOLVED_INACCURATE
-        return Status.NUMERICAL_ERROR if claim <= Status.SOLVED_INACCURATE else claim
+        wrong = np.where(
+            claims <= int(Status.SOLVED_INACCURATE), int(Status.NUMERICAL_ERROR), claims
+        )
+        near = (self.error <= INACCURATE) & (claims <= int(Status.MAX_ITERATIONS))
+        inexact = np.where(near, int(Status.SOLVED_INACCURATE), wrong)
+        return np.where(self.error <= 1.0, int(Status.SOLVED), inexact)
 
 
 class Judge:
-    """Measures candidates for the programs of a batch.
+    """Measures candidates for a stack of programs.
 
     Args:
-        instances: The programs.
+        stack: The programs.
         eps_abs: Absolute tolerance, the same for all three residuals.
         eps_rel: Tolerance relative to the largest term that enters a residual.
         mu: Smoothing of the projection; the gap of a smoothed point does not count.
     """
 
-    def __init__(
-        self, instances: Instances, eps_abs: float, eps_rel: float, mu: float = 0.0
-    ) -> None:
-        self.instances, self.mu = instances, mu
+    def __init__(self, stack: Stack, eps_abs: float, eps_rel: float, mu: float = 0.0) -> None:
+        self.stack, self.mu = stack, mu
         self.eps_abs, self.eps_rel = eps_abs, eps_rel
 
-    def measure(self, which: list[int], points: list[Point]) -> list[Candidate]:
-        """Candidates near points, one for each program in ``which``."""
-        if not which:
-            return []
-        v = np.stack([p.s - p.z for p in points])
-        near = torch.from_numpy(np.stack([p.s for p in points]))
-        s = self.instances.cones.project(torch.from_numpy(v), self.mu, near).numpy()
-
-        def one(j: int) -> Candidate:
-            return self._measure(self.instances[which[j]], points[j].x, s[j], s[j] - v[j])
-
-        return [one(j) for j in range(len(which))]
+    def of(self, which: Integers) -> "Judge":
+        """The same for some of the programs."""
+        return Judge(self.stack.take(which), self.eps_abs, self.eps_rel, self.mu)
 
     @np.errstate(all="ignore")
-    def _measure(self, instance: Instance, x: Floats, s: Floats, z: Floats) -> Candidate:
-        P, q, A, b = instance
+    def measure(self, points: Points) -> Candidates:
+        """Candidates near points, one for each program."""
+        x, v = points.x, points.s - points.z
+        P, A, q, b = self.stack.P, self.stack.A, self.stack.q, self.stack.b
+        s = self.stack.cones.nearest(v, points.s, self.mu)
+        z = s - v
         Px, Ax, pull = P.symmetric_times(x), A.times(x), A.transposed_times(z)
         r_x, r_s = Px + q + pull, Ax + s - b
-        quadratic, linear, support = float(x @ Px), float(x @ q), float(b @ z)
+        quadratic, linear, support = (x * Px).sum(1), (x * q).sum(1), (b * z).sum(1)
         gap = abs(quadratic + linear + support)
-        error = max(
-            self._excess(_size(r_s), max(_size(Ax), _size(s), _size(b))),
-            self._excess(_size(r_x), max(_size(Px), _size(q), _size(pull))),
-            0.0 if self.mu else self._excess(gap, abs(quadratic) + abs(linear) + abs(support)),
+        error = np.maximum(
+            self._excess(_size(r_s), np.maximum(np.maximum(_size(Ax), _size(s)), _size(b))),
+            self._excess(_size(r_x), np.maximum(np.maximum(_size(Px), _size(q)), _size(pull))),
         )
-        if not np.isfinite(error + gap):  # NaN counts as infinitely wrong
-            error = float("inf")
-        return Candidate(x, s, z, r_x, r_s, 0.5 * quadratic + linear, gap, error)
+        if not self.mu:
+            scale = abs(quadratic) + abs(linear) + abs(support)
+            error = np.maximum(error, self._excess(gap, scale))
+        error = np.where(np.isfinite(error + gap), error, np.inf)  # NaN is infinitely wrong
+        return Candidates(x, s, z, r_x, r_s, 0.5 * quadratic + linear, gap, error)
 
-    def is_even(self, i: int, found: Candidate) -> bool:
+    def are_even(self, found: Candidates) -> Booleans:
         """Whether small entries are solved as well, which large ones hide from the tolerances.
 
         An entry of a residual that is all that its terms are, while these are far above rounding,
         says that a variable or a row has not been looked at.
         """
-        P, q, A, b = self.instances[i]
-        A, x, z = A.absolute(), abs(found.x), abs(found.z)
-        of_x = abs(q) + P.absolute().symmetric_times(x) + A.transposed_times(z)
-        of_s = abs(b) + A.times(x) + abs(found.s)
-        return _is_even(abs(found.r_x), of_x) and _is_even(abs(found.r_s), of_s)
+        P, A = self.stack.P.absolute(), self.stack.A.absolute()
+        x, z = abs(found.x), abs(found.z)
+        of_x = abs(self.stack.q) + P.symmetric_times(x) + A.transposed_times(z)
+        of_s = abs(self.stack.b) + A.times(x) + abs(found.s)
+        return _are_even(abs(found.r_x), of_x) & _are_even(abs(found.r_s), of_s)
 
-    def _excess(self, residual: float, scale: float) -> float:
+    def _excess(self, residual: Floats, scale: Floats) -> Floats:
         return residual / (self.eps_abs + self.eps_rel * scale)
 
-    def linearise(self, which: list[int], at: list[Candidate]) -> list[Linearised]:
-        """The conditions around candidates, one for each program in ``which``."""
-        s = np.stack([c.s for c in at])
-        v = s - np.stack([c.z for c in at])
-        cones = self.instances.cones
-        boundary = Boundary(cones, torch.from_numpy(v), torch.from_numpy(s), self.mu)
-        return spread(
-            lambda j: Linearised(self.instances[which[j]], boundary, j), range(len(which))
-        )
+    def linearise(self, at: Candidates) -> Linearised:
+        """The conditions around candidates, one for each program."""
+        boundary = Boundary(self.stack.cones, at.s - at.z, at.s, self.mu)
+        return Linearised(self.stack, boundary)
 
-    def step(self, i: int, at: Candidate, conditions: Linearised) -> Point:
-        """Newton's step of program ``i``, with the conditions around that or a nearby point."""
-        step = conditions.solve(-at.r_x[:, None], -at.r_s[:, None], rough=True)
-        dx = step.x[:, 0]
-        return Point(dx, -at.r_s - self.instances[i].A.times(dx), step.z[:, 0])
+    def step(self, at: Candidates, conditions: Linearised, which: Integers | None = None) -> Points:
+        """Newton's steps, with the conditions around these or nearby points."""
+        found = conditions.solve(-at.r_x[..., None], -at.r_s[..., None], which, rough=True)
+        dx = found.x[..., 0]
+        return Points(dx, -at.r_s - self.stack.A.times(dx), found.z[..., 0])
 
-    def refine(self, which: list[int], start: list[Candidate], max_steps: int) -> list[Candidate]:
+    def refine(self, start: Candidates, max_steps: int) -> Candidates:
         """Better candidates by Newton's method, each as long as it does get better.
 
         The projection has kinks, so this is safe near a solution only: a step that shrinks neither
@@ -163,39 +161,42 @@ class Judge:
         for a step, where many are close to their kinks. As long as steps shrink the error a lot,
         the conditions around the first point serve the next ones as well.
         """
-        best, here = list(start), list(start)
-        known: dict[int, Linearised] = {}
-        going = list(range(len(which)))
+        best = Candidates(*(t.copy() for t in start))
+        here, going = start, np.arange(len(start.error))
+        # The conditions that each has: which ones, and the number there.
+        made: list[Linearised] = []
+        source, place = np.full(len(going), -1), np.zeros(len(going), np.int64)
         for _ in range(max_steps):
-            going = [j for j in going if EXACT < here[j].error < float("inf")]
-            if not going:
+            kept = np.flatnonzero((here.error > EXACT) & (here.error < np.inf))
+            going, here = going[kept], here.take(kept)
+            if not len(going):
                 break
-            fresh = [j for j in going if j not in known]
-            if fresh:
-                made = self.linearise([which[j] for j in fresh], [here[j] for j in fresh])
-                known.update(zip(fresh, made, strict=True))
-            steps = spread(lambda j: self.step(which[j], here[j], known[j]), going)
-            moved = [here[j].moved(step) for j, step in zip(going, steps, strict=True)]
-            better = []
-            for j, candidate in zip(
-                going, self.measure([which[j] for j in going], moved), strict=True
-            ):
-                if not candidate.error < QUICKLY * here[j].error:
-                    known.pop(j)
-                if candidate.error < best[j].error:
-                    best[j] = candidate
-                if candidate.error < here[j].error or candidate.norm < here[j].norm:
-                    here[j] = candidate
-                    better.append(j)
-            going = better
+            judge = self.of(going)
+            fresh = np.flatnonzero(source[going] < 0)
+            if len(fresh):
+                made.append(judge.of(fresh).linearise(here.take(fresh)))
+                source[going[fresh]], place[going[fresh]] = len(made) - 1, np.arange(len(fresh))
+            step = Points(*(np.empty_like(t) for t in here.points))
+            for number in np.unique(source[going]).tolist():
+                own = np.flatnonzero(source[going] == number)
+                part = judge.of(own).step(here.take(own), made[number], place[going[own]])
+                for whole, some in zip(step, part, strict=True):
+                    whole[own] = some
+            moved = judge.measure(here.moved(step))
+            source[going[~(moved.error < QUICKLY * here.error)]] = -1
+            best.put(going, moved, moved.error < best.error[going])
+            better = np.flatnonzero((moved.error < here.error) | (moved.norm < here.norm))
+            going, here = going[better], moved.take(better)
         return best
 
 
-def _is_even(residual: Floats, terms: Floats) -> bool:
+def _are_even(residual: Floats, terms: Floats) -> Booleans:
     # Where a solution is zero its terms are rounding themselves; programs come in units near one.
-    rounding = ROUNDING * max(1.0, _size(terms))
-    return not bool((residual > np.maximum(UNEVEN * terms, rounding)).any())
+    rounding = ROUNDING * np.maximum(1.0, _size(terms))[:, None]
+    even: Booleans = np.all(~(residual > np.maximum(UNEVEN * terms, rounding)), axis=1)
+    return even
 
 
-def _size(t: Floats) -> float:
-    return float(abs(t).max(initial=0.0))
+def _size(t: Floats) -> Floats:
+    size: Floats = abs(t).max(1, initial=0.0)
+    return size

@@ -238,7 +238,8 @@ def _split(v: Tensor, alphas: tuple[float, ...], mu: Number) -> _Split:
     alpha = v.new_tensor(alphas)
     count = len(alphas)
     size = v.abs().amax(-1, keepdim=True)
-    size = torch.where(size > 0, size, 1.0)
+    # A power of two, so that what is inside comes back as it was.
+    size = torch.exp2(torch.round(torch.log2(torch.where(size > 0, size, 1.0))))
     u = v[..., :count] / size
     length = torch.linalg.vector_norm(v[..., count:] / size, dim=-1, keepdim=True)
     if is_positive(mu):

@@ -4,11 +4,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .cone import Cone, Number
 from .polyhedral import NonnegativeCone, ZeroCone
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,20 @@ class ConeProduct:
         """Length of the vectors."""
         return sum(cone.rows for cone in self.cones)
 
+    @cached_property
+    def blocks(self) -> NDArray[np.int64]:
+        """Which rows belong together: the number of the cone or, if it is on its own, row."""
+        lengths: list[int] = []
+        for cone in self.cones:
+            lengths += [1] * cone.rows if cone.elementwise else [cone.rows]
+        return np.repeat(np.arange(len(lengths)), lengths)
+
+    @cached_property
+    def equalities(self) -> NDArray[np.int64]:
+        """The rows of zero cones."""
+        kinds = [isinstance(cone, ZeroCone) for cone in self.cones for _ in range(cone.rows)]
+        return np.flatnonzero(np.array(kinds, dtype=bool))
+
     @property
     def smooth(self) -> bool:
         """Whether ``derivative`` may be differentiated by torch: whether it may for every cone."""
@@ -122,6 +140,20 @@ class ConeProduct:
             )
 
         return self._map(work, v, *([] if near is None else [near]))
+
+    def nearest(self, v: Floats, near: Floats, mu: float = 0.0) -> Floats:
+        """What :meth:`project` gives, for arrays ``(B, rows)`` and a guess of the result."""
+        result = np.empty(v.shape)
+        for cone, index in self.groups:
+            rows = index.numpy()
+            if mu == 0.0 and isinstance(cone, ZeroCone):
+                result[:, rows] = 0.0
+            elif mu == 0.0 and isinstance(cone, NonnegativeCone):
+                result[:, rows] = np.maximum(v[:, rows], 0.0)
+            else:
+                guess = (torch.from_numpy(near[:, rows]),) if cone.iterative else ()
+                result[:, rows] = cone.project(torch.from_numpy(v[:, rows]), mu, *guess).numpy()
+        return result
 
     def derivative(self, v: Tensor, w: Tensor, mu: Number = 0.0) -> Tensor:
         r"""The product :math:`D(v) w`; see :meth:`Cone.derivative`.

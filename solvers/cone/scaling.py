@@ -15,11 +15,11 @@ References:
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .product import ConeProduct
 from .sparse import Compressed
 
 Floats = NDArray[np.float64]
@@ -30,99 +30,151 @@ NORMAL, NORMAL_SIZE = 1e2, 1e3
 ROUNDS, CLOSE = 12, 2.0
 
 
+class Points(NamedTuple):
+    """Points ``x`` ``(B, n)`` with slacks and multipliers ``s, z`` ``(B, m)``, or steps."""
+
+    x: Floats
+    s: Floats
+    z: Floats
+
+    def take(self, which: Integers) -> "Points":
+        """Some of them."""
+        return Points(*(t[which] for t in self))
+
+
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Factors of one program, see the module.
+    """Factors of a batch of programs, see the module.
 
     Attributes:
-        columns: The diagonal of ``D`` ``(n)``.
-        rows: The diagonal of ``E`` ``(m)``.
-        primal: The number sigma.
-        dual: The number kappa.
+        columns: The diagonals of ``D`` ``(B, n)``.
+        rows: The diagonals of ``E`` ``(B, m)``.
+        primal: The numbers sigma ``(B)``.
+        dual: The numbers kappa ``(B)``.
     """
 
     columns: Floats
     rows: Floats
-    primal: float
-    dual: float
+    primal: Floats
+    dual: Floats
 
     @property
     def of_x(self) -> Floats:
         """What takes a scaled ``x`` to the user's."""
-        return self.primal * self.columns
+        return self.primal[:, None] * self.columns
 
     @property
     def of_s(self) -> Floats:
         """The same for slacks."""
-        return self.primal / self.rows
+        return self.primal[:, None] / self.rows
 
     @property
     def of_z(self) -> Floats:
         """The same for multipliers."""
-        return self.rows / self.dual
+        return self.rows / self.dual[:, None]
 
     @property
-    def of_value(self) -> float:
-        """The same for the objective."""
+    def of_value(self) -> Floats:
+        """The same for the objective ``(B)``."""
         return self.primal / self.dual
 
+    @property
+    def of_r_x(self) -> Floats:
+        """The same for gradients of the Lagrangian; violations of rows go as slacks do."""
+        return 1 / (self.dual[:, None] * self.columns)
+
+    def into(self, points: Points) -> Points:
+        """Points of the user, scaled."""
+        return Points(points.x / self.of_x, points.s / self.of_s, points.z / self.of_z)
+
+    def out_of(self, points: Points) -> Points:
+        """Scaled points in the user's units."""
+        return Points(points.x * self.of_x, points.s * self.of_s, points.z * self.of_z)
+
     def of_P(self, P: Compressed) -> Compressed:
-        """The scaled matrix."""
-        factor = self.dual * self.primal
-        data = P.data * (factor * self.columns[P.indices] * self.columns[P.columns])
-        return Compressed(data, P.indices, P.indptr, P.shape)
+        """The scaled matrices."""
+        factor = (self.dual * self.primal)[:, None]
+        columns = self.columns
+        return P.with_data(P.data * (factor * columns[:, P.indices] * columns[:, P.columns]))
 
     def of_A(self, A: Compressed) -> Compressed:
-        """The scaled matrix."""
-        data = A.data * (self.rows[A.indices] * self.columns[A.columns])
-        return Compressed(data, A.indices, A.indptr, A.shape)
+        """The scaled matrices."""
+        return A.with_data(A.data * (self.rows[:, A.indices] * self.columns[:, A.columns]))
 
-
-def blocks_of(cones: ConeProduct) -> Integers:
-    """Which rows must be scaled alike: a number for each, shape ``(m)``."""
-    lengths: list[int] = []
-    for cone in cones.cones:
-        lengths += [1] * cone.rows if cone.elementwise else [cone.rows]
-    return np.repeat(np.arange(len(lengths)), lengths)
+    def take(self, which: Integers) -> "Scaling":
+        """Those of some programs."""
+        factors = self.columns, self.rows, self.primal, self.dual
+        return Scaling(*(t[which] for t in factors))
 
 
 def scaling_of(
-    P: Compressed, A: Compressed, blocks: Integers, primal: float, dual: float
+    P: Compressed, A: Compressed, blocks: Integers, primal: Floats, dual: Floats
 ) -> Scaling | None:
-    """Equilibrate; None where nothing needs it.
+    """Equilibrate; None where no program needs it.
 
     Args:
-        P: Upper triangle.
+        P: Upper triangles.
         A: All rows.
-        blocks: Rows that are scaled alike.
-        primal: Size of the slacks, as far as it is known; 0 if it is not.
-        dual: Size of the multipliers.
+        blocks: A number for each row, the same for rows that are scaled alike ``(m)``.
+        primal: Sizes of the slacks, as far as they are known; 0 where not ``(B)``.
+        dual: Sizes of the multipliers ``(B)``.
     """
-    sigma = primal if primal and not 1 / NORMAL_SIZE < primal < NORMAL_SIZE else 1.0
-    kappa = 1 / dual if dual and not 1 / NORMAL_SIZE < dual < NORMAL_SIZE else 1.0
-    n, m = A.shape[1], A.shape[0]
-    rows, columns = np.ones(m), np.ones(n)
-    of_P, of_A = abs(P.data) * (sigma * kappa), abs(A.data)
-    for turn in range(ROUNDS):
-        in_columns, in_rows, in_blocks = np.zeros(n), np.zeros(m), np.zeros(m)
-        np.maximum.at(in_columns, P.columns, of_P)
-        np.maximum.at(in_columns, P.indices, of_P)
-        np.maximum.at(in_columns, A.columns, of_A)
-        np.maximum.at(in_rows, A.indices, of_A)
-        np.maximum.at(in_blocks, blocks, in_rows)
-        in_rows = in_blocks[blocks]
-        sizes = np.concatenate((in_columns, in_rows))
-        sizes = sizes[sizes > 0]
-        far = NORMAL if turn == 0 else CLOSE
-        if not len(sizes) or (sizes.max() <= far and sizes.min() >= 1 / far):
-            break
-        by_column = np.where(in_columns > 0, in_columns, 1.0) ** -0.5
-        by_row = np.where(in_rows > 0, in_rows, 1.0) ** -0.5
-        columns, rows = columns * by_column, rows * by_row
-        of_P = of_P * by_column[P.indices] * by_column[P.columns]
-        of_A = of_A * by_row[A.indices] * by_column[A.columns]
-    else:
-        turn = ROUNDS
-    if turn == 0 and sigma == kappa == 1.0:
+    batch, n, m = len(primal), A.shape[1], A.shape[0]
+    total = abs(P.data).sum(1) + abs(A.data).sum(1) + primal + dual
+    finite = np.isfinite(total)
+    sigma = np.where(finite & (primal > 0) & ~_is_near(primal, NORMAL_SIZE), primal, 1.0)
+    kappa = np.where(finite & (dual > 0) & ~_is_near(dual, NORMAL_SIZE), dual, 1.0) ** -1
+    factor = sigma * kappa
+    of_P = abs(P.data) if (factor == 1.0).all() else abs(P.data) * factor[:, None]
+    of_A = abs(A.data)
+    far = finite & ~_is_even(*_sizes(P, A, blocks, of_P, of_A), NORMAL)
+    if not far.any() and (sigma == 1.0).all() and (kappa == 1.0).all():
         return None
+    rows, columns = np.ones((batch, m)), np.ones((batch, n))
+    which = np.flatnonzero(far)
+    of_P, of_A = (t[which] if len(t) > 1 else np.repeat(t, len(which), 0) for t in (of_P, of_A))
+    going = np.ones(len(which), bool)
+    for _ in range(ROUNDS):
+        in_columns, in_rows = _sizes(P, A, blocks, of_P, of_A)
+        going &= ~_is_even(in_columns, in_rows, CLOSE)
+        if not going.any():
+            break
+        by_column, by_row = (
+            np.where(going[:, None] & (sizes > 0), sizes, 1.0) ** -0.5
+            for sizes in (in_columns, in_rows)
+        )
+        columns[which] *= by_column
+        rows[which] *= by_row
+        of_P = of_P * by_column[:, P.indices] * by_column[:, P.columns]
+        of_A = of_A * by_row[:, A.indices] * by_column[:, A.columns]
     return Scaling(columns, rows, sigma, kappa)
+
+
+def _sizes(
+    P: Compressed, A: Compressed, blocks: Integers, of_P: Floats, of_A: Floats
+) -> tuple[Floats, Floats]:
+    """The largest entries of columns ``(B, n)``, and of rows that are scaled alike ``(B, m)``."""
+    in_columns = np.maximum(
+        np.maximum(P.pattern.largest(of_P, of_rows=False), P.pattern.largest(of_P, of_rows=True)),
+        A.pattern.largest(of_A, of_rows=False),
+    )
+    in_rows = A.pattern.largest(of_A, of_rows=True)
+    if len(blocks):
+        starts = np.flatnonzero(np.diff(blocks, prepend=-1))
+        in_rows = np.maximum.reduceat(in_rows, starts, axis=1)[:, blocks]
+    return in_columns, in_rows
+
+
+def _is_near(sizes: Floats, factor: float) -> NDArray[np.bool_]:
+    near: NDArray[np.bool_] = (sizes < factor) & (sizes > 1 / factor)
+    return near
+
+
+def _is_even(in_columns: Floats, in_rows: Floats, factor: float) -> NDArray[np.bool_]:
+    """Whether all sizes but zeros are within a factor of one ``(B)``."""
+    low = 1 / factor
+    columns, rows = (
+        np.all((t == 0) | ((t <= factor) & (t >= low)), axis=1) for t in (in_columns, in_rows)
+    )
+    even: NDArray[np.bool_] = columns & rows
+    return even

@@ -9,15 +9,14 @@ from numpy.typing import NDArray
 
 from ..solution import Status
 from .cone import Cone
-from .cone_program import Instance
 from .exponential import ExponentialCone
-from .judge import Point
 from .polyhedral import BoxCone, NonnegativeCone, ZeroCone
 from .positive_semidefinite import PositiveSemidefiniteCone
 from .power import PowerCone
 from .product import ConeProduct
 from .second_order import SecondOrderCone
-from .solver import Answer, ConeSolver, Finder
+from .solver import Answer, ConeSolver, Finder, Point
+from .stack import Instance
 
 Integers = NDArray[np.int64]
 

@@ -14,20 +14,37 @@ from .._threads import calm, spread
 from ..batch import flat
 from ..outcomes import table
 from ..solution import Solution, Status
-from .cone_program import ConeProgram, Instance, Instances
-from .judge import Candidate, Judge, Point
+from .cone_program import ConeProgram
+from .judge import Candidates, Judge
 from .product import ConeProduct
-from .scaling import Scaling
+from .scaling import Points
+from .stack import Instance, Stack, stacks_of
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 # A solver's last digits cost it the most, where rounding sets in; Newton's method gets them for a
 # few steps. Only where that fails the solver has to get as near as it can.
 NEAR, AS_NEAR_AS_IT_CAN = 1e-6, 0.1
 # Least tolerance for data in lower precision, whose dependent rows contradict by rounding.
 ROUGH = 1e-6
-BY_ROUNDING = (Status.PRIMAL_INFEASIBLE, Status.NUMERICAL_ERROR, Status.MAX_ITERATIONS)
+BY_ROUNDING = [
+    int(s) for s in (Status.PRIMAL_INFEASIBLE, Status.NUMERICAL_ERROR, Status.MAX_ITERATIONS)
+]
 # Steps of Newton's method after a solver, and from a user's guess.
 POLISH, FROM_A_GUESS = 5, 10
+
+
+class Point(NamedTuple):
+    """A point ``x`` ``(n)`` of one program with slack and multiplier ``s, z`` ``(m)``."""
+
+    x: Floats
+    s: Floats
+    z: Floats
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all of it is."""
+        return all(bool(np.isfinite(t).all()) for t in self)
 
 
 class Answer(NamedTuple):
@@ -73,22 +90,24 @@ class Outcome:
         scalars = nan(batch), nan(batch), nan(batch)
         return cls(*vectors, nan(batch), status, torch.zeros_like(status), *scalars)
 
-    def put(
-        self, i: int, found: Candidate, scaling: Scaling | None, status: Status, iterations: int
-    ) -> None:
-        """Keep the result of one program; of those without a solution, the status only."""
-        self.status[i], self.iterations[i] = int(status), iterations
-        x, s, z, r_x, r_s, value, gap = found[:7]
+    def put(self, stack: Stack, found: Candidates, status: Integers) -> None:
+        """Keep the results of some programs; of those without a solution, the status only."""
+        numbers, scaling = stack.numbers, stack.scaling
+        points, r_x, r_s = found.points, found.r_x, found.r_s
+        value, gap = found.objective, found.gap
         if scaling is not None:
-            x, s, z = x * scaling.of_x, s * scaling.of_s, z * scaling.of_z
-            r_x, r_s = r_x / (scaling.dual * scaling.columns), r_s * scaling.of_s
+            points = scaling.out_of(points)
+            r_x, r_s = r_x * scaling.of_r_x, r_s * scaling.of_s
             value, gap = value * scaling.of_value, gap * scaling.of_value
-        self.primal[i] = float(abs(r_s).max(initial=0.0))
-        self.dual[i], self.gap[i] = float(abs(r_x).max(initial=0.0)), gap
-        if status <= Status.MAX_ITERATIONS:
-            self.objective[i] = value
-            for own, part in ((self.x, x), (self.s, s), (self.z, z)):
-                own[i] = torch.from_numpy(part)
+        self.status.numpy()[numbers] = status
+        self.primal.numpy()[numbers] = abs(r_s).max(1, initial=0.0)
+        self.dual.numpy()[numbers] = abs(r_x).max(1, initial=0.0)
+        self.gap.numpy()[numbers] = gap
+        shown = status <= int(Status.MAX_ITERATIONS)
+        for own, part in (
+            (self.x, points.x), (self.s, points.s), (self.z, points.z), (self.objective, value),
+        ):  # fmt: skip
+            own.numpy()[numbers[shown]] = part[shown]
 
 
 @dataclass(frozen=True)
@@ -154,87 +173,87 @@ class ConeSolver(ABC):
         outcome = Outcome.empty(batch, program.n, program.m)
         if batch:
             with calm():
-                self._run(Instances(program), outcome, start)
+                spread(lambda stack: self._run(stack, outcome, start), stacks_of(program))
         if self.verbose:
             print(table(type(self).__name__, outcome))
         return outcome
 
-    def _run(
-        self, instances: Instances, outcome: Outcome, start: tuple[Tensor, ...] | None
-    ) -> None:
-        least = ROUGH if instances.rough else 0.0
-        judge = Judge(instances, max(self.eps_abs, least), max(self.eps_rel, least))
-        usable = [i for i in range(instances.batch) if instances.is_usable(i)]
-        left = list(usable)
-        guesses = _guesses(start, left, instances)
-        if guesses:
-            which = list(guesses)
-            near = judge.measure(which, list(guesses.values()))
-            near = judge.refine(which, near, FROM_A_GUESS)
-            for i, candidate in zip(which, near, strict=True):
-                if candidate.error <= 1.0:
-                    outcome.put(i, candidate, instances.scaling(i), Status.SOLVED, 0)
-                    left.remove(i)
-        for abs_share, rel_share in ((NEAR, NEAR), (0.0, 0.0)):
-            eps_abs = max(abs_share, AS_NEAR_AS_IT_CAN * self.eps_abs)
-            eps_rel = max(rel_share, AS_NEAR_AS_IT_CAN * self.eps_rel)
-            if left:
-                left = self._find(judge, outcome, left, guesses, eps_abs, eps_rel)
-        if instances.rough:
-            failed = [i for i in usable if outcome.status[i] in BY_ROUNDING]
-            for i in failed:
-                instances.mend(i, ROUGH)
-            if failed:
-                self._find(judge, outcome, failed, {}, eps_abs, eps_rel)
+    def _run(self, stack: Stack, outcome: Outcome, start: tuple[Tensor, ...] | None) -> None:
+        least = ROUGH if stack.rough else 0.0
+        tolerances = max(self.eps_abs, least), max(self.eps_rel, least)
+        judge = Judge(stack, *tolerances)
+        usable = stack.usable()
+        left, guesses = usable, None
+        if start is not None:
+            guesses = _guesses(start, stack)
+            left = self._from_guesses(judge, outcome, left, guesses)
+        for share in (NEAR, 0.0):
+            near = max(share, AS_NEAR_AS_IT_CAN * self.eps_abs)
+            near_rel = max(share, AS_NEAR_AS_IT_CAN * self.eps_rel)
+            if len(left):
+                left = self._find(judge, outcome, left, guesses, near, near_rel)
+        if stack.rough:
+            failed = usable[np.isin(outcome.status.numpy()[stack.numbers[usable]], BY_ROUNDING)]
+            if len(failed):
+                judge = Judge(stack.take(failed).mended(ROUGH), *tolerances)
+                self._find(judge, outcome, np.arange(len(failed)), None, near, near_rel)
+
+    def _from_guesses(
+        self, judge: Judge, outcome: Outcome, which: Integers, guesses: Points
+    ) -> Integers:
+        """Let Newton's method try, and say which programs it did not settle."""
+        given = which[np.all(np.isfinite(np.concatenate(guesses, 1)), axis=1)[which]]
+        if not len(given):
+            return which
+        near = judge.of(given)
+        found = near.refine(near.measure(guesses.take(given)), FROM_A_GUESS)
+        done = found.error <= 1.0
+        stack = judge.of(given[done]).stack
+        status = np.full(len(stack), int(Status.SOLVED))
+        outcome.put(stack, found.take(np.flatnonzero(done)), status)
+        outcome.iterations.numpy()[stack.numbers] = 0
+        return np.setdiff1d(which, given[done])
 
     def _find(
         self,
         judge: Judge,
         outcome: Outcome,
-        which: list[int],
-        guesses: dict[int, Point],
+        which: Integers,
+        guesses: Points | None,
         eps_abs: float,
         eps_rel: float,
-    ) -> list[int]:
+    ) -> Integers:
         """Let the solver come this near, and say which programs are not settled by that."""
-        instances = judge.instances
-        find = self.prepare(instances.cones, instances.batch, eps_abs, eps_rel)
-        answers = spread(lambda i: find(instances[i], guesses.get(i)), which)
-        found, unsettled = [], []
-        for i, answer in zip(which, answers, strict=True):
-            outcome.status[i] = int(answer.claim)
-            outcome.iterations[i] += answer.iterations
-            if answer.point is not None:
-                found.append((i, answer.point, answer.claim))
-            elif answer.claim == Status.NUMERICAL_ERROR:
-                unsettled.append(i)
-        near = [i for i, _, _ in found]
-        candidates = judge.measure(near, [point for _, point, _ in found])
-        candidates = judge.refine(near, candidates, POLISH)
-        for (i, _, claim), candidate in zip(found, candidates, strict=True):
-            status = candidate.status(claim)
-            if status == Status.SOLVED and not judge.is_even(i, candidate):
-                status = Status.SOLVED_INACCURATE
-            iterations = int(outcome.iterations[i])
-            outcome.put(i, candidate, instances.scaling(i), status, iterations)
-            if status != Status.SOLVED:
-                unsettled.append(i)
-        return unsettled
+        stack = judge.stack
+        find = self.prepare(stack.cones, len(outcome.status), eps_abs, eps_rel)
+
+        def one(j: int) -> Answer:
+            guess = None if guesses is None else Point(*(t[j] for t in guesses))
+            return find(stack[j], guess if guess and guess.is_finite else None)
+
+        answers = spread(one, which.tolist())
+        status, iterations = outcome.status.numpy(), outcome.iterations.numpy()
+        status[stack.numbers[which]] = [int(answer.claim) for answer in answers]
+        iterations[stack.numbers[which]] += [answer.iterations for answer in answers]
+        points = [answer.point for answer in answers if answer.point is not None]
+        shown = which[[answer.point is not None for answer in answers]]
+        unsettled = np.zeros(len(stack), bool)
+        unsettled[which] = status[stack.numbers[which]] == int(Status.NUMERICAL_ERROR)
+        if points:
+            near = judge.of(shown)
+            found = near.measure(Points(*(np.stack(parts) for parts in zip(*points, strict=True))))
+            found = near.refine(found, POLISH)
+            verdict = found.status(status[near.stack.numbers])
+            verdict[(verdict == int(Status.SOLVED)) & ~near.are_even(found)] = int(
+                Status.SOLVED_INACCURATE
+            )
+            outcome.put(near.stack, found, verdict)
+            unsettled[shown] = verdict != int(Status.SOLVED)
+        return np.flatnonzero(unsettled)
 
 
-def _guesses(
-    start: tuple[Tensor, ...] | None, which: list[int], instances: Instances
-) -> dict[int, Point]:
-    """The guesses that are there, scaled as the programs are."""
-    if start is None:
-        return {}
-    given = [t.cpu().numpy() for t in start]
-    guesses = {}
-    for i in which:
-        x, s, z = (t[i if len(t) > 1 else 0] for t in given)
-        if all(bool(np.isfinite(t).all()) for t in (x, s, z)):
-            scaling = instances.scaling(i)
-            if scaling is not None:
-                x, s, z = x / scaling.of_x, s / scaling.of_s, z / scaling.of_z
-            guesses[i] = Point(x, s, z)
-    return guesses
+def _guesses(start: tuple[Tensor, ...], stack: Stack) -> Points:
+    """Those of these programs, scaled as they are; NaN where there is none."""
+    shared = np.zeros_like(stack.numbers)
+    points = Points(*(t.cpu().numpy()[stack.numbers if len(t) > 1 else shared] for t in start))
+    return points if stack.scaling is None else stack.scaling.into(points)

@@ -1,6 +1,6 @@
-"""Entries sorted once for a whole batch, into the compressed columns that compiled solvers read."""
+"""Sparse matrices of one pattern, sorted once into the compressed columns that solvers read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
@@ -10,70 +10,187 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+# So many keys are kept for the next batch of the same size, for as many sizes.
+KEPT_KEYS, MANY = 1 << 20, 8
+
 
 @dataclass(eq=False)
-class Compressed:
-    """One matrix in compressed columns; also what solvers take for a SciPy matrix.
+class Pattern:
+    """Where the entries of a matrix in compressed columns are.
 
     Attributes:
-        data: Values.
-        indices: Their rows.
+        indices: Row of each entry, increasing in each column.
         indptr: Where each column begins.
         shape: Rows and columns.
     """
 
-    data: Floats
     indices: Integers
     indptr: Integers
     shape: tuple[int, int]
-
-    has_canonical_format: ClassVar[bool] = True  # what Clarabel asks before it reads the rest
-
-    @property
-    def nnz(self) -> int:
-        """Number of entries."""
-        return len(self.data)
+    _keys: dict[tuple[bool, int], Integers] = field(default_factory=dict, repr=False)
 
     @cached_property
     def columns(self) -> Integers:
         """Column of each entry."""
         return np.repeat(np.arange(self.shape[1]), np.diff(self.indptr))
 
+    @cached_property
+    def is_diagonal(self) -> NDArray[np.bool_]:
+        """Which entries are on the diagonal."""
+        return np.equal(self.indices, self.columns)
+
+    def summed(self, terms: Floats, *, over_rows: bool) -> Floats:
+        """Sums of ``(*batch, entries)`` over the rows or the columns, in the order of entries."""
+        size = self.shape[1 if over_rows else 0]
+        where = self.columns if over_rows else self.indices
+        if terms.ndim == 1:
+            return np.bincount(where, terms, size).astype(np.float64, copy=False)
+        count = len(terms)
+        keys = where
+        if count > 1:
+            known = self._keys.get((over_rows, count))
+            keys = (
+                (where + size * np.arange(count)[:, None]).reshape(-1) if known is None else known
+            )
+            if known is None and keys.size <= KEPT_KEYS:
+                if len(self._keys) >= MANY:
+                    self._keys.clear()
+                self._keys[over_rows, count] = keys
+        sums = np.bincount(keys, terms.reshape(-1), count * size)
+        return sums.astype(np.float64, copy=False).reshape(count, size)
+
+    @cached_property
+    def by_row(self) -> "_Segments":
+        """The entries sorted by row."""
+        return _Segments.of(self.indices, np.argsort(self.indices, kind="stable"), self.shape[0])
+
+    @cached_property
+    def by_column(self) -> "_Segments":
+        """The entries as they are."""
+        return _Segments.of(self.columns, None, self.shape[1])
+
+    def largest(self, values: Floats, *, of_rows: bool) -> Floats:
+        """The largest of ``(batch, entries)``, not negative, of each row or column; else 0."""
+        return (self.by_row if of_rows else self.by_column).largest(values)
+
+
+def pattern_of(rows: Integers, columns: Integers, shape: tuple[int, int]) -> Pattern:
+    """The pattern of entries that are sorted by column, then by row."""
+    indptr = np.zeros(shape[1] + 1, np.int64)
+    np.cumsum(np.bincount(columns, minlength=shape[1]), out=indptr[1:])
+    return Pattern(rows, indptr, shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _Segments:
+    """Entries that belong together, one after the other.
+
+    Attributes:
+        order: The order that puts them so; None if they are.
+        starts: Where each segment begins, those without entries left out.
+        places: Which ones these are.
+        count: How many segments there are.
+    """
+
+    order: Integers | None
+    starts: Integers
+    places: Integers
+    count: int
+
+    @classmethod
+    def of(cls, where: Integers, order: Integers | None, count: int) -> "_Segments":
+        places, starts = np.unique(where if order is None else where[order], return_index=True)
+        return cls(order, starts, places, count)
+
+    def largest(self, values: Floats) -> Floats:
+        largest = np.zeros((len(values), self.count))
+        if len(self.starts):
+            sorted_values = values if self.order is None else values[:, self.order]
+            largest[:, self.places] = np.maximum.reduceat(sorted_values, self.starts, axis=1)
+        return largest
+
+
+@dataclass(eq=False)
+class Compressed:
+    """A matrix in compressed columns, or a batch; one is what solvers take for a SciPy matrix.
+
+    Attributes:
+        data: Values ``(*batch, entries)`` with at most one batch dimension.
+        pattern: Where they are.
+    """
+
+    data: Floats
+    pattern: Pattern
+
+    has_canonical_format: ClassVar[bool] = True  # what Clarabel asks before it reads the rest
+
+    @property
+    def indices(self) -> Integers:
+        """Rows of the entries."""
+        return self.pattern.indices
+
+    @property
+    def indptr(self) -> Integers:
+        """Where each column begins."""
+        return self.pattern.indptr
+
+    @property
+    def columns(self) -> Integers:
+        """Columns of the entries."""
+        return self.pattern.columns
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.pattern.shape
+
+    @property
+    def nnz(self) -> int:
+        """Number of entries of one matrix."""
+        return len(self.pattern.indices)
+
+    def with_data(self, data: Floats) -> "Compressed":
+        """Other values on the same pattern."""
+        return Compressed(data, self.pattern)
+
+    def take(self, which: Integers | int) -> "Compressed":
+        """Some of a batch, or one; a matrix that all share stays one."""
+        if len(self.data) == 1:
+            return self if isinstance(which, np.ndarray) else self.with_data(self.data[0])
+        return self.with_data(self.data[which])
+
     def absolute(self) -> "Compressed":
         """The matrix of absolute values."""
-        return Compressed(abs(self.data), self.indices, self.indptr, self.shape)
+        return self.with_data(abs(self.data))
 
     def dense(self) -> Floats:
-        """All entries of the matrix."""
-        full = np.zeros(self.shape)
-        full[self.indices, self.columns] = self.data
+        """All entries ``(*batch, rows, columns)``."""
+        full = np.zeros((*self.data.shape[:-1], *self.shape))
+        full[..., self.indices, self.columns] = self.data
         return full
 
     def symmetric(self) -> Floats:
         """All entries of the symmetric matrix of which this is the upper triangle."""
         full = self.dense()
-        full[self.columns, self.indices] = self.data
+        full[..., self.columns, self.indices] = self.data
         return full
 
     def times(self, x: Floats) -> Floats:
-        """The matrix times a vector."""
-        terms = self.data * x[self.columns]
-        return np.bincount(self.indices, terms, self.shape[0]).astype(np.float64, copy=False)
+        """The matrix times vectors ``(*batch, columns)``."""
+        return self.pattern.summed(self.data * x[..., self.columns], over_rows=False)
 
     def transposed_times(self, y: Floats) -> Floats:
-        """Its transpose times a vector."""
-        terms = self.data * y[self.indices]
-        return np.bincount(self.columns, terms, self.shape[1]).astype(np.float64, copy=False)
+        """Its transpose times vectors ``(*batch, rows)``."""
+        return self.pattern.summed(self.data * y[..., self.indices], over_rows=True)
 
     def symmetric_times(self, x: Floats) -> Floats:
-        """The symmetric matrix of which this is the upper triangle, times a vector."""
-        lower = self.data * (self.indices != self.columns)
-        terms = lower * x[self.indices]
-        return self.times(x) + np.bincount(self.columns, terms, self.shape[1])
+        """The symmetric matrix of which this is the upper triangle, times vectors."""
+        lower = np.where(self.pattern.is_diagonal, 0.0, self.data) * x[..., self.indices]
+        return self.times(x) + self.pattern.summed(lower, over_rows=True)
 
 
-class Pattern:
-    """Where given entries go: sorted by column, entries at the same place added up.
+class Assembly:
+    """Puts given entries into compressed columns; entries at the same place are added up.
 
     Args:
         rows: Row of each entry.
@@ -87,39 +204,30 @@ class Pattern:
         self, rows: Integers, columns: Integers, shape: tuple[int, int], *, upper: bool = False
     ) -> None:
         """Sort."""
-        self.shape = shape
         self.weights: Floats | None = None
+        given = len(rows)
         if upper:
-            self.weights = np.where(rows == columns, 1.0, 0.5)
+            if (rows != columns).any():
+                self.weights = np.where(rows == columns, 1.0, 0.5)
             diagonal = np.arange(shape[0])
             above, below = np.minimum(rows, columns), np.maximum(rows, columns)
             rows, columns = np.append(above, diagonal), np.append(below, diagonal)
         keys, place = np.unique(columns * shape[0] + rows, return_inverse=True)
-        self.place = place if self.weights is None else place[: len(self.weights)]
-        self.indices = keys % max(shape[0], 1)
-        self.indptr = np.zeros(shape[1] + 1, np.int64)
-        np.cumsum(np.bincount(keys // max(shape[0], 1), minlength=shape[1]), out=self.indptr[1:])
+        self.place = place[:given]
+        height = max(shape[0], 1)
+        self.pattern = pattern_of(keys % height, keys // height, shape)
+        # The entry at each place, if there is one and no more.
+        self.order: Integers | None = None
+        if given == len(keys) and (np.bincount(self.place, minlength=given) == 1).all():
+            self.order = np.argsort(self.place)
 
     def of(self, values: Floats) -> Compressed:
-        """The matrix with these values of the given entries."""
+        """The matrices with these values of the given entries, ``(batch, entries)``."""
         if self.weights is not None:
             values = values * self.weights
-        data = np.bincount(self.place, values, len(self.indices)).astype(np.float64, copy=False)
-        return Compressed(data, self.indices, self.indptr, self.shape)
-
-
-def compress(matrix: Floats, *, upper: bool = False) -> Compressed:
-    """The nonzero entries of a dense matrix, or of the upper triangle of its symmetric part.
-
-    The triangle comes with all of its diagonal.
-    """
-    if upper:
-        matrix = np.triu(0.5 * (matrix + matrix.T))
-    by_column = matrix.T
-    filled = by_column != 0
-    if upper:
-        np.fill_diagonal(filled, True)
-    columns, rows = np.nonzero(filled)
-    indptr = np.zeros(matrix.shape[1] + 1, np.int64)
-    np.cumsum(filled.sum(1), out=indptr[1:])
-    return Compressed(by_column[columns, rows], rows, indptr, (matrix.shape[0], matrix.shape[1]))
+        if self.order is not None:
+            return Compressed(values[:, self.order], self.pattern)
+        count, size = len(values), len(self.pattern.indices)
+        keys = (self.place + size * np.arange(count)[:, None]).reshape(-1)
+        data = np.bincount(keys, values.reshape(-1), count * size)
+        return Compressed(data.astype(np.float64, copy=False).reshape(count, size), self.pattern)
