@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.batch import broadcast_shapes
+
 from ..implicit.compiled import while_tracing
 from ..implicit.linear_map import LinearMap, affine_map
 from .affine import AffineMap
@@ -135,14 +137,14 @@ def evaluate(
         given = [entries[i] for i in entering]
         theta = given[0] if given else like.new_empty(0, dtype=torch.float64)
         if len(given) > 1:
-            shape = torch.broadcast_shapes(*(t.shape[:-1] for t in given))
+            shape = broadcast_shapes(*(t.shape[:-1] for t in given))
             theta = torch.cat([t.expand(*shape, t.shape[-1]) for t in given], -1)
         stacked = affine_map(key, theta)
         data |= dict(zip(names, stacked.split(sizes, -1), strict=True))
     for i in parts.unseen:
         if batched[i]:
             q, batch = data["q"], values[i].shape[: values[i].ndim - len(slots[i].shape)]
-            data["q"] = q.expand(*torch.broadcast_shapes(q.shape[:-1], batch), q.shape[-1])
+            data["q"] = q.expand(*broadcast_shapes(q.shape[:-1], batch), q.shape[-1])
     return data
 
 

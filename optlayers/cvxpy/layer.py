@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from solvers.batch import broadcast_shapes
 from solvers.cone.solver import ConeSolver
 from solvers.qp.solver import QPSolver
 from solvers.solution import Solution, Status, register
@@ -250,10 +251,10 @@ def _check(
             t = t.to_dense()
         values.append(t.to(torch.complex128) if t.is_complex() else t.to(torch.float64))
     try:
-        torch.broadcast_shapes(
+        broadcast_shapes(
             *(t.shape[: t.ndim - len(s.shape)] for s, t in zip(slots, values, strict=True))
         )
-    except RuntimeError:
+    except ValueError:
         shapes = ", ".join(
             f"{s.name} {tuple(t.shape[: t.ndim - len(s.shape)])}"
             for s, t in zip(slots, values, strict=True)

@@ -10,11 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .arrays import product
-from .cone import Cone, Number
 from .product import ConeProduct
 from .sparse import Assembly, Compressed, Pattern
 
@@ -70,9 +68,13 @@ class Boundary:
         self.groups = []
         strength = torch.from_numpy(mu)[:, None] if isinstance(mu, np.ndarray) else mu
         for cone, index in cones.groups:
-            rows = index.numpy()
-            parts = torch.from_numpy(v[:, rows]), torch.from_numpy(s[:, rows])
-            values, frames = _spectrum(cone, *parts, strength)
+            rows, frames = index.numpy(), None
+            part = torch.from_numpy(v[:, rows])
+            if cone.elementwise:
+                values = cone.spectrum(part, strength).values.numpy()
+            else:
+                known = torch.from_numpy(s[:, rows])
+                values, frames = (t.numpy() for t in cone.eigenvectors(part, strength, known))
             flat = rows.reshape(-1)
             self.values[:, flat] = values.reshape(len(v), -1)
             weights = np.sqrt(np.maximum(1.0 - values, 0.0))
@@ -116,16 +118,6 @@ class Boundary:
         matrix = np.concatenate([group.matrix for group in self.groups], axis=1)
         terms = matrix[:, rotation.in_w] * A.data[:, rotation.in_a]
         return rotation.assembly.of(terms)
-
-
-def _spectrum(cone: Cone, v: Tensor, s: Tensor, mu: Number) -> tuple[Floats, Floats | None]:
-    """Eigenvalues ``(B, count, rows)`` and, as rows, eigenvectors; None for unit vectors."""
-    known = (s,) if cone.iterative else ()
-    spectrum = cone.spectrum(v, mu, *known)
-    if cone.elementwise:
-        return spectrum.values.numpy(), None
-    eye = torch.eye(cone.rows, dtype=v.dtype).expand(*v.shape, cone.rows)
-    return spectrum.values.numpy(), spectrum.back(eye).mT.numpy()
 
 
 class _Rotation(NamedTuple):

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 Number = Tensor | float
@@ -90,6 +91,21 @@ class Cone(ABC):
             v: ``(*batch, rows)``, where the Jacobian is taken.
             mu: As in ``project``.
         """
+
+    def eigenvectors(
+        self, v: Tensor, mu: Number = 0.0, nearest: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""The eigenvalues of that Jacobian and, as rows of a matrix, its eigenvectors.
+
+        Args:
+            v: ``(*batch, rows)``.
+            mu: As in ``project``.
+            nearest: The projection, if it is known.
+        """
+        known = (nearest,) if self.iterative and nearest is not None else ()
+        spectrum = self.spectrum(v, mu, *known)
+        eye = torch.eye(self.rows, dtype=v.dtype, device=v.device).expand(*v.shape, self.rows)
+        return spectrum.values, spectrum.back(eye).mT
 
 
 def apply(spectrum: Spectrum, w: Tensor) -> Tensor:

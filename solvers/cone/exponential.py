@@ -104,6 +104,15 @@ class ExponentialCone(Cone):
             values, frame = run(partial(_decompose, self.dual), v, nearest)
         return Spectrum(values, lambda a: frame.mT @ a, lambda a: frame @ a)
 
+    def eigenvectors(
+        self, v: Tensor, mu: Number = 0.0, nearest: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As they are; see :meth:`Cone.eigenvectors`."""
+        if is_positive(mu):
+            return super().eigenvectors(v, mu, nearest)
+        values, frame = run(partial(_decompose, self.dual), v, nearest)
+        return values, frame.mT
+
     def _path(self, v: Tensor, mu: Number) -> PathPoint:
         refuse_central_path_of_dual(self.dual, mu, "ExponentialCone")
         size = v.abs().amax(-1, keepdim=True)

@@ -59,8 +59,8 @@ class Candidates(NamedTuple):
         return Points(self.x, self.s, self.z)
 
     def take(self, which: Integers) -> "Candidates":
-        """Some of them."""
-        return Candidates(*(t[which] for t in self))
+        """Some of them, in their order."""
+        return self if len(which) == len(self.error) else Candidates(*(t[which] for t in self))
 
     def put(self, which: Integers, others: "Candidates", mask: Booleans) -> None:
         """Take over those of ``others`` that ``mask`` says, in the places ``which``."""
@@ -133,6 +133,8 @@ class Judge:
         An entry of a residual that is all that its terms are, while these are far above rounding,
         says that a variable or a row has not been looked at.
         """
+        if (_size(found.r_x) <= ROUNDING).all() and (_size(found.r_s) <= ROUNDING).all():
+            return np.ones(len(found.error), bool)
         P, A = self.stack.P.absolute(), self.stack.A.absolute()
         x, z = abs(found.x), abs(found.z)
         of_x = abs(self.stack.q) + P.symmetric_times(x) + A.transposed_times(z)
@@ -176,12 +178,11 @@ class Judge:
             if len(fresh):
                 made.append(judge.of(fresh).linearise(here.take(fresh)))
                 source[going[fresh]], place[going[fresh]] = len(made) - 1, np.arange(len(fresh))
-            step = Points(*(np.empty_like(t) for t in here.points))
-            for number in np.unique(source[going]).tolist():
+            step = here.points
+            for number in set(source[going].tolist()):
                 own = np.flatnonzero(source[going] == number)
                 part = judge.of(own).step(here.take(own), made[number], place[going[own]])
-                for whole, some in zip(step, part, strict=True):
-                    whole[own] = some
+                step = step.put(own, part)
             moved = judge.measure(here.moved(step))
             source[going[~(moved.error < QUICKLY * here.error)]] = -1
             best.put(going, moved, moved.error < best.error[going])

@@ -19,7 +19,7 @@ with the derivative :math:`D = U \Lambda U^\top` of the projection. With the unk
 whose entries stay bounded whichever part of a cone's boundary the point is on.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,29 +71,26 @@ class Linearised:
         for k in np.unique(self.counts[dense]).tolist():
             alike = np.flatnonzero(dense & (self.counts == k))
             pieces += [alike[low:high] for low, high in split(len(alike), available())]
-        self.parts: list[tuple[Integers, Dense | Sparse]] = list(
-            zip(pieces, spread(lambda which: self._dense(stack, which), pieces), strict=True)
-        )
+        self.parts = spread(lambda which: self._dense(stack, which), pieces)
         others = np.flatnonzero(~dense)
         if len(others):
-            self.parts.append((others, self._sparse(stack.take(others), others)))
+            self.parts.append(self._sparse(stack, others))
 
-    def _dense(self, stack: Stack, which: Integers) -> Dense:
+    def _dense(self, stack: Stack, which: Integers) -> "_Part":
         some, boundary = stack.take(which), self.boundary.take(which)
-        rows = self._rows(which)
-        C = np.take_along_axis(boundary.times(some.A.dense()), rows[..., None], 1)
-        values = np.take_along_axis(boundary.values, rows, 1)
-        return Dense(some.P.symmetric(), C, values)
-
-    def _rows(self, which: Integers) -> Integers:
-        """Active rows, and inactive ones to fill up the number, of systems of one size."""
+        # Active rows, and inactive ones to fill up the number.
         order = np.argsort(~self.active[which], axis=1, kind="stable")
-        return np.sort(order[:, : self.counts[which[0]]], axis=1)
+        rows = np.sort(order[:, : self.counts[which[0]]], axis=1)
+        each = np.arange(len(which))[:, None]
+        C = boundary.times(some.A.dense())[each, rows]
+        systems = Dense(some.P.symmetric(), C, boundary.values[each, rows])
+        of_x = np.broadcast_to(np.arange(self.n), (len(which), self.n))
+        return _Part(which, systems, np.concatenate((of_x, self.n + rows), 1))
 
-    def _sparse(self, stack: Stack, which: Integers) -> Sparse:
-        boundary = self.boundary.take(which)
-        CT = boundary.rotated(stack.A)
-        return Sparse(stack.P, CT, boundary.values, self.active[which])
+    def _sparse(self, stack: Stack, which: Integers) -> "_Part":
+        some, boundary = stack.take(which), self.boundary.take(which)
+        CT = boundary.rotated(some.A)
+        return _Part(which, Sparse(some.P, CT, boundary.values, self.active[which]), None)
 
     def solve(
         self, r_x: Floats, r_s: Floats, which: Integers | None = None, *, rough: bool = False
@@ -106,30 +103,45 @@ class Linearised:
             which: Numbers of the programs that these are for, increasing; all by default.
             rough: Whether a few digits suffice.
         """
-        count = len(r_x)
-        which = np.arange(count) if which is None else which
-        boundary = self.boundary.take(which)
+        parts, boundary = self.parts, self.boundary
+        if which is not None and len(which) < len(self.active):
+            boundary = boundary.take(which)
+            parts = [part.take(which) for part in parts]
         right = np.concatenate((r_x, boundary.times(r_s)), 1)
-        solution, residual = np.zeros_like(right), np.zeros((count, right.shape[2]))
+        solution, residual = np.zeros_like(right), np.zeros((len(right), right.shape[2]))
 
-        def one(part: tuple[Integers, Dense | Sparse]) -> None:
-            members, systems = part
-            if count < len(self.active):
-                wanted = np.flatnonzero(np.isin(members, which, assume_unique=True))
-                if not len(wanted):
-                    return
-                systems, members = systems.take(wanted), np.searchsorted(which, members[wanted])
-            if isinstance(systems, Sparse):
-                solution[members], residual[members] = systems.solve(right[members], rough=rough)
-                return
-            of_x = np.broadcast_to(np.arange(self.n), (len(members), self.n))
-            rows = np.concatenate((of_x, self.n + self._rows(which[members])), 1)
-            index = members[:, None], rows
-            solution[index], residual[members] = systems.solve(right[index], rough=rough)
+        def one(part: _Part) -> None:
+            places: Any = part.members
+            if part.rows is not None:
+                places = part.members[:, None], part.rows
+            solution[places], residual[part.members] = part.systems.solve(
+                right[places], rough=rough
+            )
 
-        spread(one, self.parts)
+        spread(one, [part for part in parts if len(part.members)])
         z = boundary.transposed_times(solution[:, self.n :])
         return Step(solution[:, : self.n], z, residual.max(1, initial=0.0))
+
+
+class _Part(NamedTuple):
+    """Systems that are factored together.
+
+    Attributes:
+        members: Numbers of their programs.
+        systems: The factors.
+        rows: Which entries of ``(x, nu)`` are in each system; None for all.
+    """
+
+    members: Integers
+    systems: Dense | Sparse
+    rows: Integers | None
+
+    def take(self, which: Integers) -> "_Part":
+        """Those of some programs, numbered anew."""
+        wanted = np.flatnonzero(np.isin(self.members, which, assume_unique=True))
+        members = np.searchsorted(which, self.members[wanted])
+        rows = None if self.rows is None else self.rows[wanted]
+        return _Part(members, self.systems.take(wanted), rows)
 
 
 def _rounded(counts: Integers, most: int) -> Integers:

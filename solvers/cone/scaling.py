@@ -38,8 +38,17 @@ class Points(NamedTuple):
     z: Floats
 
     def take(self, which: Integers) -> "Points":
-        """Some of them."""
-        return Points(*(t[which] for t in self))
+        """Some of them, in their order."""
+        return self if len(which) == len(self.x) else Points(*(t[which] for t in self))
+
+    def put(self, which: Integers, others: "Points") -> "Points":
+        """These, with others in some places."""
+        if len(which) == len(self.x):
+            return others
+        whole = Points(*(t.copy() for t in self))
+        for own, part in zip(whole, others, strict=True):
+            own[which] = part
+        return whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,10 +163,10 @@ def _sizes(
     P: Compressed, A: Compressed, blocks: Integers, of_P: Floats, of_A: Floats
 ) -> tuple[Floats, Floats]:
     """The largest entries of columns ``(B, n)``, and of rows that are scaled alike ``(B, m)``."""
-    in_columns = np.maximum(
-        np.maximum(P.pattern.largest(of_P, of_rows=False), P.pattern.largest(of_P, of_rows=True)),
-        A.pattern.largest(of_A, of_rows=False),
-    )
+    in_columns = P.pattern.largest(of_P, of_rows=False)
+    if P.nnz > P.shape[0]:  # not a diagonal
+        in_columns = np.maximum(in_columns, P.pattern.largest(of_P, of_rows=True))
+    in_columns = np.maximum(in_columns, A.pattern.largest(of_A, of_rows=False))
     in_rows = A.pattern.largest(of_A, of_rows=True)
     if len(blocks):
         starts = np.flatnonzero(np.diff(blocks, prepend=-1))

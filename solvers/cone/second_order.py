@@ -108,6 +108,29 @@ class SecondOrderCone(Cone):
 
         return Spectrum(values, rotate, back)
 
+    def eigenvectors(
+        self, v: Tensor, mu: Number = 0.0, nearest: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The columns of the reflection; see :meth:`Cone.eigenvectors`."""
+        if self.rows == 1 or is_positive(mu):
+            return super().eigenvectors(v, mu, nearest)
+        values, frame = run(_eigenvectors, v)
+        return values, frame
+
+
+def _eigenvectors(v: Array) -> tuple[Array, Array]:
+    """Eigenvalues and, as rows, eigenvectors."""
+    xp = library(v)
+    values, mirror, weight, sign = _frame(v)
+    # The rows of the reflection, of which the first one is shared by two eigenvectors.
+    reflected = -(weight * mirror)[..., None] * mirror[..., None, :]
+    reflected = reflected + xp.eye(mirror.shape[-1], dtype=mirror.dtype)
+    first = -sign * math.sqrt(0.5) * reflected[..., 0, :]
+    rest = xp.concatenate((xp.stack((first, -first), -2), reflected[..., 1:, :]), axis=-2)
+    head = xp.zeros_like(rest[..., :1])
+    head[..., :2, :] = math.sqrt(0.5)
+    return values, xp.concatenate((head, rest), axis=-1)
+
 
 def _nearest(v: Array) -> tuple[Array]:
     """The nearest point."""

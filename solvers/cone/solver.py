@@ -83,12 +83,12 @@ class Outcome:
         """Room for the results, NaN until they are there."""
 
         def nan(*shape: int) -> Tensor:
-            return torch.full(shape, torch.nan, dtype=torch.float64)
+            return torch.from_numpy(np.full(shape, np.nan))
 
-        status = torch.full((batch,), int(Status.NUMERICAL_ERROR))
+        status = torch.from_numpy(np.full(batch, int(Status.NUMERICAL_ERROR)))
+        iterations = torch.from_numpy(np.zeros(batch, np.int64))
         vectors = nan(batch, n), nan(batch, m), nan(batch, m)
-        scalars = nan(batch), nan(batch), nan(batch)
-        return cls(*vectors, nan(batch), status, torch.zeros_like(status), *scalars)
+        return cls(*vectors, nan(batch), status, iterations, nan(batch), nan(batch), nan(batch))
 
     def put(self, stack: Stack, found: Candidates, status: Integers) -> None:
         """Keep the results of some programs; of those without a solution, the status only."""

@@ -103,10 +103,14 @@ class _Segments:
         return cls(order, starts, places, count)
 
     def largest(self, values: Floats) -> Floats:
+        if not len(self.starts):
+            return np.zeros((len(values), self.count))
+        values = values if self.order is None else values[:, self.order]
+        found: Floats = np.maximum.reduceat(values, self.starts, axis=1)
+        if len(self.starts) == self.count:
+            return found
         largest = np.zeros((len(values), self.count))
-        if len(self.starts):
-            sorted_values = values if self.order is None else values[:, self.order]
-            largest[:, self.places] = np.maximum.reduceat(sorted_values, self.starts, axis=1)
+        largest[:, self.places] = found
         return largest
 
 
