@@ -15,7 +15,7 @@ from solvers.qp.quadratic_program import (
     QuadraticProgram,
     check,
 )
-from solvers.qp.rows import unstack
+from solvers.qp.rows import apart
 from solvers.qp.solver import Outcome, QPSolver, unflatten
 from solvers.solution import Solution, Status
 
@@ -241,14 +241,14 @@ class SolvedProgram(KKTConditions):
         found = self.solver.run(program, start, with_factor=self.keep_factor)
         if finite is not None:
             found.status[~finite.expand(shape).reshape(-1)] = Status.NUMERICAL_ERROR
-        if found.status.numel() and int(found.status.max()) > Status.SOLVED_INACCURATE:
+        if any(found.status.tolist()):
             failed = found.status > Status.SOLVED_INACCURATE
-            self._report(program, found)
-            found = _harmless(found, failed)
-        nu = found.nu
+            if bool(failed.any()):
+                self._report(program, found)
+                found = _harmless(found, failed)
         # Forward mode cannot give a tangent to a view.
-        differentiable = [t.clone() for t in (found.x, *unstack(nu, program), found.s)]
-        outputs = [*differentiable, found.objective, found.status, found.iterations]
+        x, s = (t.clone() if t._is_view() else t for t in (found.x, found.s))
+        outputs = [x, *apart(found.nu, program), s, found.objective, found.status, found.iterations]
         outputs += [found.primal, found.dual, found.gap, found.side, *(found.factor or ())]
         batch = found.status.shape[0]
         if len(shape) == 1:

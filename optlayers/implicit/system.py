@@ -48,23 +48,24 @@ def solve_plainly(
     """Solve with :math:`K` in numpy, for a right-hand side ``(*batch, n + rows)``."""
     batch_shape, count = system.side.shape[:-1], system.side.shape[-1]
     n = right.shape[-1] - count
-    active = system.side.reshape(batch_shape.numel(), count) != 0
+    active = system.side.numpy().reshape(batch_shape.numel(), count) != 0
     columns = right.reshape(-1, n + count)
     if system.L is None:
         quadratic = None if P is None else flat(P, 2, batch_shape).numpy()
         parts = [flat(t, 2, batch_shape).numpy() for t in (A, G) if t is not None]
-        solved = small.kkt_solve(quadratic, parts, active.numpy(), columns)
+        solved = small.kkt_solve(quadratic, parts, active, columns)
         if solved is not None:
             return solved.reshape(right.shape)
+    chosen = torch.from_numpy(active)
     matrices = partial(stacked_matrices, P, G, A, n, count, batch_shape)
     r = torch.from_numpy(columns)[..., None]
     with calm():
         if system.L is None:
-            factor = kkt.factor_for(*matrices(), active)
+            factor = kkt.factor_for(*matrices(), chosen)
         else:
             given = zip(system[1:], SYSTEM_NDIM[1:], strict=True)
             factor = kkt.Factor(*(flat(t, core, batch_shape) for t, core in given if t is not None))
-        t_x, t_nu = kkt.solve(matrices, factor, active, r[:, :n], r[:, n:])
+        t_x, t_nu = kkt.solve(matrices, factor, chosen, r[:, :n], r[:, n:])
     return np.concatenate((t_x.numpy(), t_nu.numpy()), 1).reshape(right.shape)
 
 

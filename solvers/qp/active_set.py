@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..solution import Status
 from . import _daqp, kkt, small
+from ._daqp import EQUALITY, LOWER, UPPER
 from .elimination import Elimination
 from .quadratic_program import QuadraticProgram
 from .rows import Rows
 from .screening import malformed
 from .solver import Iterate, Outcome, QPSolver, Start, replace_part
 
-EQUALITY, UPPER, LOWER = 5, 1, 3
 Ints = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 # Solutions, multipliers, statuses and iterations.
