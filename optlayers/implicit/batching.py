@@ -1,5 +1,6 @@
 """Leading dimensions: moving a mapped one to the front, and summing over broadcast ones."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,13 +86,14 @@ def outer(a: Any, b: Any, c: Any, d: Any, batch: Sequence[int], right: Any = Non
     Returns:
         ``(*batch, k, n)``. A matrix shared by the whole batch costs one product, not one a problem.
     """
-    if all(size == 1 for size in batch) and any(size != 1 for size in a.shape[:-1]):
+    full = a.shape[:-1]
+    if math.prod(batch) == 1 != math.prod(full):
         a, b, c, d = (t.reshape(-1, t.shape[-1]) for t in (a, b, c, d))
         product = a.mT @ b + c.mT @ d
         return product.reshape(*batch, *product.shape)
     # As products of pairs, which pass over the result once.
     product = pair(a, c, -1) @ (pair(b, d, -2) if right is None else right)
-    return sum_to(product, (*batch, *product.shape[-2:]))
+    return product if batch == full else sum_to(product, (*batch, *product.shape[-2:]))
 
 
 def sum_to(t: Any, shape: Sequence[int]) -> Any:

@@ -99,6 +99,7 @@ class KKTConditions:
         batch_shape = x.shape[:-1]
         if x.device.type != "cpu" or side.shape[:-1] != batch_shape:
             return None
+        data = [None if t is None else t.numpy() for t in inputs[:8]]
         solution = [t.numpy() for t in outputs[:4]]
 
         def adjoint(*g: Any) -> tuple[Any, ...]:
@@ -108,12 +109,12 @@ class KKTConditions:
             for (low, high), part in zip(ranges, g, strict=True):
                 if part is not None:
                     np.negative(part, out=right[..., low:high])
-            P, _, G, _, A = inputs[:5]
+            P, _, G, _, A = data[:5]
             a = solve_plainly(P, G, A, system, right)
             return tuple([a[..., low:high] for low, high in ranges])
 
         grads = pull_back(
-            [None if t is None else t.numpy() for t in inputs[:8]],
+            data,
             solution,
             side.numpy(),
             [None if g is None else g.numpy() for g in cotangents[: self.differentiable]],

@@ -28,7 +28,8 @@ Floats = NDArray[np.float64]
 # Largest side of the KKT matrix of a problem on its own, and in a batch; and the largest number of
 # entries of all of them together.
 SIDE, BATCH_SIDE, ENTRIES = 130, 60, 40_000
-# The compiled solver drops tiny rows, and takes large Hessians for rows that are tiny.
+# Lengths of rows, and of the longest row of the Hessian, between which all is plain: the compiled
+# solver drops tiny rows, and takes large Hessians for rows that are tiny.
 SMALLEST, LARGEST = 1e-2, 1e2
 # Condition number, as a solution shows it, from which the solution is not trusted.
 CONDITION = 1e10
@@ -80,10 +81,11 @@ def solve(
         C[:, p + m :] = np.eye(n)
         lower[:, p + m :] = -np.inf if problem.lb is None else array(problem.lb, 1)
         upper[:, p + m :] = np.inf if problem.ub is None else array(problem.ub, 1)
-    size = np.maximum.reduce(abs(M), -1)
-    largest, of_P = np.maximum.reduce(size, -1), np.maximum.reduce(size[:, :n], -1)
-    smallest = np.minimum.reduce(size[:, n:], -1, initial=np.inf)
-    plain = (np.minimum(smallest, of_P) > SMALLEST) & (largest < LARGEST)  # False for NaN
+    square = np.vecdot(M, M)
+    largest, of_P = np.maximum.reduce(square, -1), np.maximum.reduce(square[:, :n], -1)
+    smallest = np.minimum.reduce(square[:, n:], -1, initial=np.inf)
+    # False for NaN.
+    plain = (np.minimum(smallest, of_P) > SMALLEST**2) & (largest < LARGEST**2)
     if not plain.any():
         return None
     fixed = lower == upper
@@ -134,35 +136,32 @@ def kkt_solve(
         low += part.shape[-2]
     if low < count:
         C[:, low:] = np.eye(n)
-    ends, kept = right[:, n:], active[0]
-    if batch == 1:  # only what is active
-        C, ends = C[:, kept], ends[:, kept]
-    else:  # an identity for the rows that are not active
-        C *= active[..., None]
-        ends = ends * active
-    side = n + C.shape[1]
+    # Room for as many active rows as there are at most; an identity where there are fewer.
+    counts = np.add.reduce(active, -1)
+    most = int(np.maximum.reduce(counts))
+    taken = np.arange(most) < counts[:, None]
+    side = n + most
     K = np.zeros((batch, side, side))
     if P is not None:
         symmetric = K[:, :n, :n]
         np.add(P, P.mT, out=symmetric)
         symmetric *= 0.5
-    K[:, n:, :n], K[:, :n, n:] = C, C.mT
-    if batch > 1:
-        K.reshape(batch, -1)[:, n * (side + 1) :: side + 1] = ~active
-    both = np.empty((batch, side, 2))
-    both[:, :n, 0], both[:, n:, 0], both[..., 1] = right[:, :n], ends, _probe(side)
+    K[:, n:, :n][taken] = C[active]
+    K[:, :n, n:] = K[:, n:, :n].mT
+    entries = K.reshape(batch, -1)
+    entries[:, n * (side + 1) :: side + 1] = ~taken
+    both = np.zeros((batch, side, 2))
+    both[:, :n, 0], both[..., 1] = right[:, :n], _probe(side)
+    both[:, n:, 0][taken] = right[:, n:][active]
     try:
         solved = np.linalg.solve(K, both)
     except np.linalg.LinAlgError:
         return None
-    size = np.maximum.reduce(np.add.reduce(abs(K), -1), -1)
+    size = np.sqrt(np.vecdot(entries, entries))
     if not (size * np.maximum.reduce(abs(solved[..., 1]), -1) < CONDITION).all():
         return None
     solution = np.zeros_like(right)
-    if batch == 1:
-        solution[:, :n], solution[:, n:][:, kept] = solved[:, :n, 0], solved[:, n:, 0]
-    else:
-        solution[:] = solved[..., 0]
+    solution[:, :n], solution[:, n:][active] = solved[:, :n, 0], solved[:, n:, 0][taken]
     return solution
 
 
