@@ -163,10 +163,11 @@ class ActiveSet(QPSolver):
 
 def _sense(rows: Rows, start: Start | None) -> Ints:
     """Equalities, and the guess of the active rows from an earlier solution."""
-    fixed = rows.fixed
     if start is None:
-        return (EQUALITY * fixed).to(torch.int32).numpy()
-    nu = start[1]
+        equal = rows.lower.numpy() == rows.upper.numpy()
+        sense: Ints = np.multiply(equal, EQUALITY, dtype=np.int32)
+        return sense
+    fixed, nu = rows.fixed, start[1]
     # A row cannot be active at an end that is infinite, whatever the guess says.
     guess = UPPER * ((nu > 0) & rows.upper.isfinite()) + LOWER * ((nu < 0) & rows.lower.isfinite())
     return torch.where(fixed, EQUALITY, guess).to(torch.int32).numpy().astype(np.int32, copy=False)

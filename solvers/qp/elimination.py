@@ -32,11 +32,11 @@ class Elimination:
     @classmethod
     def of(cls, M: Tensor, p: int) -> "Elimination | None":
         """For rows ``(1 or B, rows, n)``, the first ``p`` equalities; None where it won't do."""
-        if len(M) != 1 or not 0 < p < M.shape[-1] or not bool(M.isfinite().all()):
+        if len(M) != 1 or not 0 < p < M.shape[-1]:
             return None
         made = cls(M[0], p)
-        diagonal = made.R.diagonal().numpy()
-        regular = abs(diagonal).min() > DEPENDENT
+        # What is not finite gives NaN, which is above nothing.
+        regular = abs(made.R.diagonal().numpy()).min() > DEPENDENT
         return made if regular and made.norm.numpy().min(initial=1.0) > DEPENDENT else None
 
     def reduce(self, upper: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:

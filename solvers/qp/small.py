@@ -25,9 +25,9 @@ from .solver import Outcome
 
 Floats = NDArray[np.float64]
 
-# Largest side of the KKT matrix of a problem on its own, and in a batch; and the largest number of
-# entries of all of them together.
-SIDE, BATCH_SIDE, ENTRIES = 130, 60, 40_000
+# Largest side of a KKT matrix, and largest number of entries of all of them together: where calls
+# stop to matter, batched Cholesky factors win, first in the derivatives.
+SIDE, ENTRIES = 130, 130_000
 # Lengths of rows, and of the longest row of the Hessian, between which all is plain: the compiled
 # solver drops tiny rows, and takes large Hessians for rows that are tiny.
 SMALLEST, LARGEST = 1e-2, 1e2
@@ -39,9 +39,7 @@ GOLDEN = 0.5 * (1 + 5**0.5)
 
 def is_small(batch: int, side: int) -> bool:
     """Whether this file should be tried at all."""
-    if batch == 1:
-        return side <= SIDE
-    return batch > 0 and side <= BATCH_SIDE and batch * side * side <= ENTRIES
+    return batch > 0 and side <= SIDE and batch * side * side <= ENTRIES
 
 
 @np.errstate(all="ignore")
