@@ -15,7 +15,7 @@ from solvers.qp.quadratic_program import (
     QuadraticProgram,
     check,
 )
-from solvers.qp.rows import unstack
+from solvers.qp.rows import apart
 from solvers.qp.solver import Outcome, QPSolver, unflatten
 from solvers.solution import Solution, Status
 
@@ -28,8 +28,8 @@ from .implicit.system import System
 from .smoothed import Smoothed, smooth_solution
 from .sparse_qp import sparse_qp
 
-# Tolerances for data in single precision or less, whose dependent rows contradict by rounding.
-ROUGH = (1e-6, 1e-6)
+# The second for data in single precision or less, whose dependent rows contradict by rounding.
+EXACT, ROUGH = Automatic(), Automatic(1e-6, 1e-6)
 
 
 def qp(
@@ -105,9 +105,10 @@ def qp(
     """
     shape = check("qp", P, q, G, h, A, b, lb, ub)
     check_policy("qp", on_failure)
-    check_adjoint("qp", adjoint)
-    sparse = any(t is not None and t.layout != torch.strided for t in (P, G, A))
-    if isinstance(solver, ConeSolver) or (sparse and solver is None):
+    if adjoint is not None:
+        check_adjoint("qp", adjoint)
+    sparse = _is_sparse(P) or _is_sparse(G) or _is_sparse(A)
+    if (sparse and solver is None) or (solver is not None and isinstance(solver, ConeSolver)):
         return sparse_qp(P, q, G, h, A, b, lb, ub, solver, adjoint, warm_start, on_failure)
     if solver is not None and not isinstance(solver, QPSolver):
         raise TypeError(
@@ -120,6 +121,10 @@ def qp(
         )
     data = [P, q, G, h, A, b, lb, ub]
     return solve_quadratic_program("qp", data, shape, solver, adjoint, warm_start, on_failure)
+
+
+def _is_sparse(matrix: Tensor | None) -> bool:
+    return matrix is not None and matrix.layout != torch.strided
 
 
 def solve_quadratic_program(
@@ -146,14 +151,15 @@ def solve_quadratic_program(
     """
     q = given[1]
     assert q is not None
-    dtype = q.dtype
+    dtype, data = q.dtype, given
+    double = dtype == torch.float64
     for t in given:
         if t is not None and t.dtype != dtype:
-            dtype = torch.promote_types(dtype, t.dtype)
-    data = [t if t is None or t.dtype == torch.float64 else t.double() for t in given]
+            dtype, double = torch.promote_types(dtype, t.dtype), False
+    if not double:
+        data = [None if t is None else t.double() for t in given]
     if solver is None:
-        exact = (precision or dtype) == torch.float64
-        solver = Automatic() if exact else Automatic(*ROUGH)
+        solver = EXACT if (precision or dtype) == torch.float64 else ROUGH
     # Compiled code makes the factor again: an operator's output shapes may not depend on values.
     keep_factor = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     keep_factor = keep_factor and not isinstance(adjoint, Smoothed)
@@ -241,14 +247,14 @@ class SolvedProgram(KKTConditions):
         found = self.solver.run(program, start, with_factor=self.keep_factor)
         if finite is not None:
             found.status[~finite.expand(shape).reshape(-1)] = Status.NUMERICAL_ERROR
-        if found.status.numel() and int(found.status.max()) > Status.SOLVED_INACCURATE:
+        if any(found.status.tolist()):
             failed = found.status > Status.SOLVED_INACCURATE
-            self._report(program, found)
-            found = _harmless(found, failed)
-        nu = found.nu
+            if bool(failed.any()):
+                self._report(program, found)
+                found = _harmless(found, failed)
         # Forward mode cannot give a tangent to a view.
-        differentiable = [t.clone() for t in (found.x, *unstack(nu, program), found.s)]
-        outputs = [*differentiable, found.objective, found.status, found.iterations]
+        x, s = (t.clone() if t._is_view() else t for t in (found.x, found.s))
+        outputs = [x, *apart(found.nu, program), s, found.objective, found.status, found.iterations]
         outputs += [found.primal, found.dual, found.gap, found.side, *(found.factor or ())]
         batch = found.status.shape[0]
         if len(shape) == 1:

@@ -1,5 +1,6 @@
 """Leading dimensions: moving a mapped one to the front, and summing over broadcast ones."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +61,18 @@ def in_front(
     return moved
 
 
-def outer(a: Any, b: Any, c: Any, d: Any, batch: Sequence[int]) -> Any:
+def pair(b: Any, d: Any, axis: int) -> Any:
+    """Two vectors ``(*full, n)`` side by side on a new axis, -1 or -2: half of :func:`outer`."""
+    if isinstance(b, Tensor):
+        return torch.stack([b, d], axis)
+    n = b.shape[-1]
+    both = np.empty((*b.shape[:-1], n, 2) if axis == -1 else (*b.shape[:-1], 2, n))
+    turned = both if axis == -1 else both.mT
+    turned[..., 0], turned[..., 1] = b, d
+    return both
+
+
+def outer(a: Any, b: Any, c: Any, d: Any, batch: Sequence[int], right: Any = None) -> Any:
     r"""The matrices :math:`a b^\top + c d^\top`, summed over the batch dimensions ``batch`` lacks.
 
     Args:
@@ -69,25 +81,19 @@ def outer(a: Any, b: Any, c: Any, d: Any, batch: Sequence[int]) -> Any:
         c: ``(*full, k)``.
         d: ``(*full, n)``.
         batch: Leading dimensions wanted, broadcastable to ``full``.
+        right: The :func:`pair` of ``b`` and ``d`` on axis -2, if there is one already.
 
     Returns:
         ``(*batch, k, n)``. A matrix shared by the whole batch costs one product, not one a problem.
     """
-    if all(size == 1 for size in batch) and any(size != 1 for size in a.shape[:-1]):
+    full = a.shape[:-1]
+    if math.prod(batch) == 1 != math.prod(full):
         a, b, c, d = (t.reshape(-1, t.shape[-1]) for t in (a, b, c, d))
         product = a.mT @ b + c.mT @ d
         return product.reshape(*batch, *product.shape)
     # As products of pairs, which pass over the result once.
-    left: Any
-    right: Any
-    if isinstance(a, Tensor):
-        left, right = torch.stack([a, c], -1), torch.stack([b, d], -2)
-    else:
-        left, right = np.empty((*a.shape, 2)), np.empty((*b.shape[:-1], 2, b.shape[-1]))
-        left[..., 0], left[..., 1] = a, c
-        right[..., 0, :], right[..., 1, :] = b, d
-    product = left @ right
-    return sum_to(product, (*batch, *product.shape[-2:]))
+    product = pair(a, c, -1) @ (pair(b, d, -2) if right is None else right)
+    return product if batch == full else sum_to(product, (*batch, *product.shape[-2:]))
 
 
 def sum_to(t: Any, shape: Sequence[int]) -> Any:

@@ -146,6 +146,12 @@ def _remember(
     ctx.save_for_forward(*inputs, *outputs)
 
 
+def _pull_back(ctx: Any, saved: Tensors, cotangents: Tensors) -> tuple[Any, ...]:
+    inputs, outputs = saved[: ctx.split], saved[ctx.split :]
+    with sharing_the_dual_level(), in_full_precision(outputs):
+        return None, *ctx.problem.vjp(inputs, outputs, cotangents, ctx.needs_input_grad[1:])
+
+
 class Implicit(torch.autograd.Function):
     """The eager function; see the module's docstring."""
 
@@ -163,9 +169,7 @@ class Implicit(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         """Pull cotangents back through the conditions."""
         saved = [None if t is None else unwrap_if_dead(t) for t in ctx.saved_tensors]
-        inputs, outputs = saved[: ctx.split], saved[ctx.split :]
-        with sharing_the_dual_level(), in_full_precision(outputs):
-            return None, *ctx.problem.vjp(inputs, outputs, cotangents, ctx.needs_input_grad[1:])
+        return _pull_back(ctx, saved, cotangents)
 
     @staticmethod
     def jvp(ctx: Any, _problem: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -222,5 +226,8 @@ class _Plain(torch.autograd.Function):
         _remember(ctx, problem, inputs, outputs)
         return outputs
 
-    backward = Implicit.backward
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        return _pull_back(ctx, ctx.saved_tensors, cotangents)
+
     jvp = Implicit.jvp

@@ -17,6 +17,7 @@ adjoint again is differentiating that program.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from solvers.batch import broadcast_shapes, flat
 from solvers.qp import kkt
 from solvers.qp.quadratic_program import CORE_NDIM
 
-from .batching import batch_first, outer, sum_to
+from .batching import batch_first, outer, pair, sum_to
 from .function import Tensors, solve_implicitly
 from .system import (
     SYSTEM_NDIM,
@@ -95,24 +96,26 @@ class KKTConditions:
         Calls are cheaper, and numpy asks the system for huge pages where torch faults small ones.
         """
         x, side = outputs[0], system.side
-        n, batch_shape, count = x.shape[-1], x.shape[:-1], side.shape[-1]
+        batch_shape = x.shape[:-1]
         if x.device.type != "cpu" or side.shape[:-1] != batch_shape:
             return None
-        P, _, G, _, A = inputs[:5]
-        p, m = (0 if t is None else t.shape[-2] for t in (A, G))
-        ends = (n, n + p, n + p + m, n + count)
+        data = [None if t is None else t.numpy() for t in inputs[:8]]
+        solution = [t.numpy() for t in outputs[:4]]
 
         def adjoint(*g: Any) -> tuple[Any, ...]:
-            right = np.zeros((*batch_shape, n + count))
-            for low, high, part in zip((0, *ends), ends, g, strict=False):
+            ends = list(accumulate(t.shape[-1] for t in solution))
+            ranges = list(zip((0, *ends), ends, strict=False))
+            right = np.zeros((*batch_shape, ends[-1]))
+            for (low, high), part in zip(ranges, g, strict=True):
                 if part is not None:
-                    right[..., low:high] = part
-            a = -solve_plainly(P, G, A, system, right)
-            return tuple(a[..., low:high] for low, high in zip((0, *ends), ends, strict=False))
+                    np.negative(part, out=right[..., low:high])
+            P, _, G, _, A = data[:5]
+            a = solve_plainly(P, G, A, system, right)
+            return tuple([a[..., low:high] for low, high in ranges])
 
         grads = pull_back(
-            [None if t is None else t.numpy() for t in inputs[:8]],
-            [t.numpy() for t in outputs[:4]],
+            data,
+            solution,
             side.numpy(),
             [None if g is None else g.numpy() for g in cotangents[: self.differentiable]],
             needed,
@@ -207,21 +210,20 @@ def pull_back(
     a_x = a[0]
     if a_x is None:
         return grads
+    right = pair(x, a_x, -2) if needed[0] or needed[2] or needed[4] else None
     if needed[0] and P is not None:
-        product = outer(a_x, x, x, a_x, P.shape[:-2])
-        grads[0] = 0.5 * product
+        grads[0] = outer(0.5 * a_x, x, 0.5 * x, a_x, P.shape[:-2], right)
     if needed[1]:
         grads[1] = sum_to(ends[0], q.shape)
     for position, (M, v, row) in enumerate(((G, h, 2), (A, b, 1)), start=1):
         if needed[2 * position] and M is not None:
-            grads[2 * position] = outer(a[row], x, solution[row], a_x, M.shape[:-2])
+            grads[2 * position] = outer(a[row], x, solution[row], a_x, M.shape[:-2], right)
         if needed[2 * position + 1] and v is not None:
             grads[2 * position + 1] = sum_to(-ends[row], v.shape)
-    at = side[..., side.shape[-1] - solution[3].shape[-1] :]
-    if needed[6] and lb is not None:
-        grads[6] = sum_to(-ends[3] * (at < 0), lb.shape)
-    if needed[7] and ub is not None:
-        grads[7] = sum_to(-ends[3] * (at > 0), ub.shape)
+    for position, end, sign in ((6, lb, -1), (7, ub, 1)):
+        if needed[position] and end is not None:
+            at = side[..., side.shape[-1] - end.shape[-1] :]
+            grads[position] = sum_to(-ends[3] * (at == sign), end.shape)
     return grads
 
 

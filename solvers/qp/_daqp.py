@@ -7,7 +7,7 @@ With any other release, or where the symbol is not exported, the Python function
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
@@ -21,6 +21,8 @@ from ..solution import Status
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
 
+# How the library is told of equalities, and of rows that are guessed to be active.
+EQUALITY, UPPER, LOWER = 5, 1, 3
 # Violations below this are not seen; the default 1e-6 misses constraints, 1e-13 breaks the method.
 PRIMAL_TOLERANCE = 1e-11
 # Proximal iterations for a singular Hessian stop at this step.
@@ -80,8 +82,8 @@ def solve_batch(
         A: ``(1 or B, rows, n)``.
         upper: ``(1 or B, rows)``.
         lower: ``(1 or B, rows)``.
-        sense: ``(1 or B, rows)``; 5 marks an equality, 1 and 3 a guess that a row is active at its
-            upper or lower end.
+        sense: ``(1 or B, rows)``; EQUALITY, or UPPER and LOWER to guess that a row is active at
+            that end, or zero.
         batch: Number of problems B.
         max_iter: Iterations for each.
         wanted: Which to solve ``(B)``; by default all.
@@ -94,8 +96,7 @@ def solve_batch(
         failed have NaN in the first two.
     """
     rows, n = A.shape[-2:]
-    # The library takes raw pointers: anything but contiguous memory would be read wrongly.
-    given = [None if t is None else np.ascontiguousarray(t) for t in (H, f, A, upper, lower, sense)]
+    given = [None if t is None else _contiguous(t) for t in (H, f, A, upper, lower, sense)]
     x, lam = np.empty((batch, n)), np.empty((batch, rows))
     if wanted is None:
         wanted = np.ones(batch, np.bool_)
@@ -106,6 +107,8 @@ def solve_batch(
     else:
         solve_ranges = _by_pointers(function, given, x, lam, max_iter, eps_prox)
     flags, iterations = solve_ranges(ranges, wanted, PRIMAL_TOLERANCE)
+    if (flags == 1).all():
+        return x, lam, np.zeros(batch, np.int64), iterations.astype(np.int64)
     infeasible = wanted & ((flags == -1) | (flags == -6))
     if infeasible.any():
         flags, iterations = solve_ranges(ranges, infeasible, max(loose, PRIMAL_TOLERANCE))
@@ -116,6 +119,11 @@ def solve_batch(
     if failed.any():  # what the library leaves there is uninitialised memory
         x[failed], lam[failed] = np.nan, np.nan
     return x, lam, status, iterations.astype(np.int64)
+
+
+def _contiguous(t: NDArray[Any]) -> NDArray[Any]:
+    """Each problem's part in one piece: the library takes pointers, and would read others wrong."""
+    return t if len(t) and t[0].flags.c_contiguous else np.ascontiguousarray(t)
 
 
 def solve_one(
@@ -135,8 +143,9 @@ def _ranges(batch: int, n: int, rows: int) -> list[tuple[int, int]]:
     """Split the batch over threads if that pays: solves of 15 us or more, 1 ms in all."""
     steps = min(n, rows) / 2
     microseconds = steps * (rows * n + steps**2) / 5000
-    parallel = microseconds > 15 and microseconds * batch > 1000
-    return _threads.split(batch, _threads.available() if parallel else 1)
+    if microseconds < 15 or microseconds * batch < 1000:
+        return [(0, batch)]
+    return _threads.split(batch, _threads.available())
 
 
 Ranges = list[tuple[int, int]]
@@ -152,19 +161,10 @@ def _by_pointers(
     eps_prox: float,
 ) -> SolveRanges:
     batch, n = x.shape
-    problems, results = np.zeros(batch, PROBLEM), np.zeros(batch, RESULT)
-    problems["n"], problems["m"] = n, lam.shape[1]
-    for name, array in zip(("H", "f", "A", "upper", "lower", "sense"), given, strict=True):
-        if array is not None:
-            problems[name] = _addresses(array, batch)
-    results["x"], results["lam"] = _addresses(x, batch), _addresses(lam, batch)
-    settings = np.zeros((), SETTINGS)
-    settings[()] = (
-        PRIMAL_TOLERANCE, 1e-12, 1e-11, 1e-8, 1e-14, 10, max_iter, 1e30, eps_prox,
-        PROXIMAL_TOLERANCE, 1e-6, 0.0, 0.0, 3.7e-11, 1e-9, 0.0, 0.0, -1, 1,
-    )  # fmt: skip
+    problems = _structures(PROBLEM, batch, (n, lam.shape[1], 0), given, (0, 0, 0))
+    results = _structures(RESULT, batch, (), (x, lam), (0.0, 0.0, 0, 0, 0, 0.0, 0.0))
 
-    def solve(low: int, high: int, wanted: NDArray[np.bool_]) -> None:
+    def solve(low: int, high: int, wanted: NDArray[np.bool_], settings: NDArray[Any]) -> None:
         result = results.ctypes.data + low * RESULT.itemsize
         problem = problems.ctypes.data + low * PROBLEM.itemsize
         setting = settings.ctypes.data
@@ -177,19 +177,35 @@ def _by_pointers(
     def solve_ranges(
         ranges: Ranges, wanted: NDArray[np.bool_], tolerance: float
     ) -> tuple[Ints, Ints]:
-        settings["primal"] = tolerance
-        _threads.run([partial(solve, low, high, wanted) for low, high in ranges])
+        settings = np.array(
+            (
+                tolerance, 1e-12, 1e-11, 1e-8, 1e-14, 10, max_iter, 1e30, eps_prox,
+                PROXIMAL_TOLERANCE, 1e-6, 0.0, 0.0, 3.7e-11, 1e-9, 0.0, 0.0, -1, 1,
+            ),
+            SETTINGS,
+        )  # fmt: skip
+        _threads.run([partial(solve, low, high, wanted, settings) for low, high in ranges])
         return results["flag"], results["iterations"]
 
     return solve_ranges
 
 
-def _addresses(array: NDArray[Any], batch: int) -> NDArray[np.uint64] | int:
-    """Where each problem's part of an array begins; one place for all if it is shared."""
-    start: int = array.ctypes.data
-    if array.shape[0] == 1 or batch <= 1:
-        return start
-    return start + np.arange(batch, dtype=np.uint64) * np.uint64(array.strides[0])
+def _structures(
+    kind: np.dtype[Any],
+    batch: int,
+    before: tuple[int, ...],
+    arrays: Sequence[NDArray[Any] | None],
+    after: tuple[float, ...],
+) -> NDArray[Any]:
+    """A structure for each problem, with pointers to its part of the arrays amid plain numbers.
+
+    All entries are words or halves of words, so the structures are an arithmetic progression.
+    """
+    starts = [0 if t is None else t.ctypes.data for t in arrays]
+    steps = [0 if t is None or len(t) == 1 else t.strides[0] for t in arrays]
+    first = np.array([(*before, *starts, *after)], kind).view(np.uint64)
+    step = np.array([(*[0] * len(before), *steps, *[0] * len(after))], kind).view(np.uint64)
+    return (first + np.arange(batch, dtype=np.uint64)[:, None] * step).view(kind)[:, 0]
 
 
 def _by_python(

@@ -1,7 +1,7 @@
 r"""Dual active set: the default on a CPU, exact to rounding, each problem in compiled code."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import reduce
 
 import numpy as np
 import torch
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..solution import Status
 from . import _daqp, kkt, small
+from ._daqp import EQUALITY, LOWER, UPPER
 from .elimination import Elimination
 from .quadratic_program import QuadraticProgram
 from .rows import Rows
 from .screening import malformed
 from .solver import Iterate, Outcome, QPSolver, Start, replace_part
 
-EQUALITY, UPPER, LOWER = 5, 1, 3
 Ints = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 # Solutions, multipliers, statuses and iterations.
@@ -100,30 +100,32 @@ class ActiveSet(QPSolver):
     def _strictly_convex(
         self, rows: Rows, factor: kkt.Factor, sense: Ints, wanted: Mask | None
     ) -> Found:
-        L, M, norm = factor.L, factor.M.numpy(), factor.norm.numpy()
-        v = kkt.solve_lower(L, rows.q[..., None]).numpy()
-        shift = (M @ v)[..., 0]
-        upper, lower = rows.upper.numpy() / norm + shift, rows.lower.numpy() / norm + shift
+        L, M, norm = factor.L, factor.M, factor.norm
+        v = kkt.solve_lower(L, rows.q[..., None])
+        shift = (M.numpy() @ v.numpy())[..., 0]
+        upper, lower = (end.numpy() / norm.numpy() + shift for end in (rows.upper, rows.lower))
         # The library reports success on NaN, having dropped the row.
-        bad = np.isnan(upper).any(-1) | np.isnan(lower).any(-1) | np.isnan(v[..., 0]).any(-1)
+        numbers = (v.numpy()[..., 0], upper, lower)
+        bad = reduce(np.logical_or, [np.isnan(t).any(-1) for t in numbers])
         if bad.any():
             bad = np.broadcast_to(bad, rows.batch)
             wanted = ~bad if wanted is None else wanted & ~bad
-        solve = partial(_daqp.solve_batch, None, None, loose=self.eps_abs)
+        ends = torch.from_numpy(upper), torch.from_numpy(lower)
         elimination = Elimination.of(M, rows.p)
         if elimination is None:
-            u, lam, status, iterations = solve(
-                M, upper, lower, sense, rows.batch, self.max_iter, wanted
-            )
+            least = M, *ends
         else:
-            reduced = elimination.reduce(upper, lower)
-            w, lam, status, iterations = solve(
-                *reduced, sense[:, rows.p :], rows.batch, self.max_iter, wanted
-            )
-            u, lam = elimination.expand(w, lam)
-        x = kkt.solve_upper(L, torch.from_numpy(u[..., None] - v))[..., 0]
-        lam /= norm
-        return x, torch.from_numpy(lam), torch.from_numpy(status), torch.from_numpy(iterations)
+            least, sense = elimination.reduce(*ends), sense[:, rows.p :]
+        C, upper, lower = (t.numpy() for t in least)
+        found = _daqp.solve_batch(
+            None, None, C, upper, lower, sense, rows.batch, self.max_iter, wanted,
+            loose=self.eps_abs,
+        )  # fmt: skip
+        u, lam, status, iterations = map(torch.from_numpy, found)
+        if elimination is not None:
+            u, lam = elimination.expand(u, lam)
+        x = kkt.solve_upper(L, u[..., None] - v)[..., 0]
+        return x, lam / norm, status, iterations
 
     def _linear(self, rows: Rows, factor: kkt.Factor, sense: Ints, wanted: Mask) -> Found:
         """A linear program as it is, with unit rows."""
@@ -161,10 +163,11 @@ class ActiveSet(QPSolver):
 
 def _sense(rows: Rows, start: Start | None) -> Ints:
     """Equalities, and the guess of the active rows from an earlier solution."""
-    fixed = rows.fixed
     if start is None:
-        return (EQUALITY * fixed).to(torch.int32).numpy()
-    nu = start[1]
+        equal = rows.lower.numpy() == rows.upper.numpy()
+        sense: Ints = np.multiply(equal, EQUALITY, dtype=np.int32)
+        return sense
+    fixed, nu = rows.fixed, start[1]
     # A row cannot be active at an end that is infinite, whatever the guess says.
     guess = UPPER * ((nu > 0) & rows.upper.isfinite()) + LOWER * ((nu < 0) & rows.lower.isfinite())
     return torch.where(fixed, EQUALITY, guess).to(torch.int32).numpy().astype(np.int32, copy=False)

@@ -1,8 +1,10 @@
 """Residuals and status of a candidate, on the problem as the user posed it."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,46 +64,89 @@ def judge(rows: Rows, x: Tensor, nu: Tensor, eps_abs: float, eps_rel: float) -> 
     Returns:
         The verdict; NaN residuals count as unsolved.
     """
-    given = (rows.P, rows.q, rows.C, rows.lower, rows.upper, x, nu)
+    tensors = (rows.P, rows.q, rows.C, rows.lower, rows.upper, x, nu)
     if x.device.type != "cpu":
-        return Verdict(*measure(torch, given, eps_abs, eps_rel))
+        return Verdict(*measure(TORCH, *_with_products(*tensors), eps_abs, eps_rel))
     # In numpy, whose calls cost a third of torch's: this is much of a small problem's time.
     with np.errstate(all="ignore"):
-        measured = measure(np, [t.numpy() for t in given], eps_abs, eps_rel)
+        arrays = [t.numpy() for t in tensors]
+        measured = measure(NUMPY, *_with_products(*arrays), eps_abs, eps_rel)
     return Verdict(*(torch.from_numpy(t) for t in measured))
 
 
-def measure(xp: Any, given: Sequence[Any], eps_abs: float, eps_rel: float) -> tuple[Any, ...]:
-    """The verdict's entries, in numpy or in torch, whose functions have the same names here.
+class Library(NamedTuple):
+    """The functions of numpy or torch that a verdict is made of."""
+
+    where: Callable[..., Any]
+    maximum: Callable[..., Any]
+    dot: Callable[..., Any]
+    largest: Callable[[Any], Any]
+    nan_to_num: Callable[..., Any]
+
+
+def _largest(t: Tensor) -> Tensor:
+    return t.amax(-1).clamp(min=0.0) if t.shape[-1] else t.new_zeros(t.shape[:-1])
+
+
+TORCH = Library(torch.where, torch.maximum, torch.linalg.vecdot, _largest, torch.nan_to_num)
+# Ufuncs themselves: methods such as ``max`` spend more time in Python than they do on the numbers.
+NUMPY = Library(
+    np.where, np.maximum, np.vecdot, partial(np.maximum.reduce, axis=-1, initial=0.0), np.nan_to_num
+)
+
+
+def _with_products(
+    P: Any, q: Any, C: Any, lower: Any, upper: Any, x: Any, nu: Any
+) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any]:
+    Px, Cx = (P @ x[..., None])[..., 0], (C @ x[..., None])[..., 0]
+    pull = (C.mT @ nu[..., None])[..., 0]
+    return x, q, nu, lower, upper, Px, Cx, pull
+
+
+def measure(
+    library: Library,
+    x: Any,
+    q: Any,
+    nu: Any,
+    lower: Any,
+    upper: Any,
+    Px: Any,
+    Cx: Any,
+    pull: Any,
+    eps_abs: float,
+    eps_rel: float,
+) -> tuple[Any, ...]:
+    """The verdict's entries.
 
     Args:
-        xp: The module.
-        given: ``P, q, C, lower, upper, x, nu`` as its arrays.
+        library: Whose arrays all these are.
+        x: ``(B, n)``.
+        q: Linear terms ``(1 or B, n)``.
+        nu: Multipliers ``(B, rows)``.
+        lower: Lower ends ``(1 or B, rows)``.
+        upper: Upper ends ``(1 or B, rows)``.
+        Px: The Hessian times ``x``.
+        Cx: The rows times ``x``.
+        pull: The transposed rows times ``nu``.
         eps_abs: See :func:`judge`.
         eps_rel: See :func:`judge`.
     """
-    P, q, C, lower, upper, x, nu = given
-    Px = (P @ x[..., None])[..., 0]
-    Cx = (C @ x[..., None])[..., 0]
-    pull = (C.mT @ nu[..., None])[..., 0]
-    quadratic, linear = (x * Px).sum(-1), (x * q).sum(-1)
+    where, maximum, dot, largest, nan_to_num = library
+    quadratic, linear = dot(x, Px), dot(x, q)
     # Zero times an infinite end is not a number, and means zero.
-    ends = xp.where(nu > 0, upper, xp.where(nu < 0, lower, 0.0))
-    support = (ends * nu).sum(-1)
+    support = dot(where(nu > 0, upper, where(nu < 0, lower, 0.0)), nu)
     gap = abs(quadratic + linear + support)
-    dual = xp.amax(abs(Px + q + pull), -1)
-    primal = xp.zeros_like(gap)
-    if nu.shape[-1]:
-        primal = xp.amax(xp.maximum(Cx - upper, lower - Cx), -1).clip(0.0)
-    error = xp.maximum(xp.maximum(primal, dual), gap) / eps_abs
+    dual = largest(abs(Px + q + pull))
+    primal = largest(maximum(Cx - upper, lower - Cx))
+    error = maximum(maximum(primal, dual), gap) / eps_abs
     if not bool((error <= 1.0).all()):  # only now does it matter how large the terms are
-        scale_primal = xp.amax(abs(Cx), -1) if nu.shape[-1] else primal
-        scale_dual = xp.amax(xp.maximum(xp.maximum(abs(Px), abs(pull)), abs(q)), -1)
+        scale_primal = largest(abs(Cx))
+        scale_dual = largest(maximum(maximum(abs(Px), abs(pull)), abs(q)))
         scale_gap = abs(quadratic) + abs(linear) + abs(support)
-        relative = xp.maximum(
+        relative = maximum(
             primal / (eps_abs + eps_rel * scale_primal), dual / (eps_abs + eps_rel * scale_dual)
         )
-        relative = xp.maximum(relative, gap / (eps_abs + eps_rel * scale_gap))
+        relative = maximum(relative, gap / (eps_abs + eps_rel * scale_gap))
         # Element by element, so that what one reads does not depend on the others.
-        error = xp.where(error <= 1.0, error, xp.nan_to_num(relative, nan=xp.inf))
+        error = where(error <= 1.0, error, nan_to_num(relative, nan=math.inf))
     return Cx, 0.5 * quadratic + linear, primal, dual, gap, error

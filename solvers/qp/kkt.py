@@ -215,7 +215,8 @@ def _solve_chunk(
     singular = torch.isnan(rho) if augmented else None
     target = r_nu / norm[..., None]
     if active.any():
-        solve_rows = _shared_rows if M.shape[0] == 1 else _own_rows
+        shared = M.shape[0] == 1 and (active.shape[0] > 1 or size is not None)
+        solve_rows = _shared_rows if shared else _own_rows
         multipliers, pull, dependent = solve_rows(M, active, w, target, size)
         singular = dependent if singular is None else dependent | singular
         w = w - pull

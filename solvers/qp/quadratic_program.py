@@ -62,9 +62,11 @@ class QuadraticProgram:
         assert q is not None
         problem.P, problem.q, problem.G, problem.h = P, q, G, h
         problem.A, problem.b, problem.lb, problem.ub = A, b, lb, ub
-        leading = {t.shape[:-1] for t in (q, h, b, lb, ub) if t is not None}
-        leading.update(t.shape[:-2] for t in (P, G, A) if t is not None)
-        problem.batch_shape = leading.pop() if len(leading) == 1 else broadcast_shapes(*leading)
+        shape = q.shape[:-1]
+        for t, core in zip(data, CORE_NDIM.values(), strict=True):
+            if t is not None and t.shape[:-core] != shape:
+                shape = broadcast_shapes(shape, t.shape[:-core])
+        problem.batch_shape = shape
         return problem
 
     @property
@@ -123,6 +125,7 @@ def check(
     """
     # First q, which the others are held against.
     given = {"q": q, "P": P, "G": G, "h": h, "A": A, "b": b, "lb": lb, "ub": ub}
+    leading: dict[str, torch.Size] = {}
     for name, t in given.items():
         if t is None and name != "q":
             continue
@@ -133,12 +136,13 @@ def check(
                 f"{where}: {name} must be a real floating-point tensor; got {got}. "
                 f"Convert it, e.g. torch.as_tensor({name}, dtype=torch.float64)."
             )
-        t = tensor
-        if t.ndim < CORE_NDIM[name]:
+        t, core = tensor, CORE_NDIM[name]
+        leading[name] = t.shape[:-core]
+        if t.ndim < core:
             raise ValueError(
-                f"{where}: {name} must have at least {CORE_NDIM[name]} dimensions; got shape "
+                f"{where}: {name} must have at least {core} dimensions; got shape "
                 f"{tuple(t.shape)}. A single number needs a dimension of size 1: {name}.reshape("
-                f"{', '.join('1' * CORE_NDIM[name])})."
+                f"{', '.join('1' * core)})."
             )
         if t.device != q.device:
             raise ValueError(
@@ -166,9 +170,6 @@ def check(
     for name, t in (("lb", lb), ("ub", ub)):
         if t is not None and t.shape[-1] != n:
             _shape_error(where, name, t, f"{n}", f"q has {n} entries")
-    leading = {
-        name: t.shape[: t.ndim - CORE_NDIM[name]] for name, t in given.items() if t is not None
-    }
     # Asking torch to broadcast costs microseconds; mostly there is nothing to ask.
     if len(set(leading.values())) == 1:
         return leading["q"]

@@ -8,6 +8,7 @@ the methods that can deal with it.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,17 @@ from torch import Tensor
 from ..batch import flat
 from ..solution import Status
 from . import _daqp
-from .judge import measure
+from .judge import NUMPY, measure
 from .quadratic_program import QuadraticProgram
 from .solver import Outcome
 
 Floats = NDArray[np.float64]
 
-# Largest side of the KKT matrix of a problem on its own, and in a batch; and the largest number of
-# entries of all of them together.
-SIDE, BATCH_SIDE, ENTRIES = 130, 60, 40_000
-# The compiled solver drops tiny rows, and takes large Hessians for rows that are tiny.
+# Largest side of a KKT matrix, and largest number of entries of all of them together: where calls
+# stop to matter, batched Cholesky factors win, first in the derivatives.
+SIDE, ENTRIES = 130, 130_000
+# Lengths of rows, and of the longest row of the Hessian, between which all is plain: the compiled
+# solver drops tiny rows, and takes large Hessians for rows that are tiny.
 SMALLEST, LARGEST = 1e-2, 1e2
 # Condition number, as a solution shows it, from which the solution is not trusted.
 CONDITION = 1e10
@@ -37,9 +39,7 @@ GOLDEN = 0.5 * (1 + 5**0.5)
 
 def is_small(batch: int, side: int) -> bool:
     """Whether this file should be tried at all."""
-    if batch == 1:
-        return side <= SIDE
-    return batch > 0 and side <= BATCH_SIDE and batch * side * side <= ENTRIES
+    return batch > 0 and side <= SIDE and batch * side * side <= ENTRIES
 
 
 @np.errstate(all="ignore")
@@ -62,8 +62,13 @@ def solve(
     def array(t: Tensor | None, core: int) -> Any:
         return None if t is None else flat(t, core, shape).numpy()
 
-    C = np.empty((batch, count, n))
+    M = np.empty((batch, n + count, n))  # the Hessian, and below it the rows
+    P, C = M[:, :n], M[:, n:]
     upper, lower = np.empty((batch, count)), np.empty((batch, count))
+    given = array(problem.P, 2)
+    np.add(given, given.mT, out=P)
+    P *= 0.5
+    q = array(problem.q, 1)
     if p:
         C[:, :p], b = array(problem.A, 2), array(problem.b, 1)
         upper[:, :p], lower[:, :p] = b, b
@@ -74,28 +79,26 @@ def solve(
         C[:, p + m :] = np.eye(n)
         lower[:, p + m :] = -np.inf if problem.lb is None else array(problem.lb, 1)
         upper[:, p + m :] = np.inf if problem.ub is None else array(problem.ub, 1)
-    P, q = array(problem.P, 2), array(problem.q, 1)
-    P = 0.5 * (P + P.mT)
-    scale = abs(P).max((-2, -1))
-    plain = (scale > SMALLEST) & (scale < LARGEST)  # False for NaN
-    if count:
-        size = abs(C).max(-1)
-        plain = plain & (size.min(-1) > SMALLEST) & (size.max(-1) < LARGEST)
+    square = np.vecdot(M, M)
+    largest, of_P = np.maximum.reduce(square, -1), np.maximum.reduce(square[:, :n], -1)
+    smallest = np.minimum.reduce(square[:, n:], -1, initial=np.inf)
+    # False for NaN.
+    plain = (np.minimum(smallest, of_P) > SMALLEST**2) & (largest < LARGEST**2)
     if not plain.any():
         return None
     fixed = lower == upper
-    sense = np.where(fixed, np.int32(5), np.int32(0))
+    sense = np.multiply(fixed, _daqp.EQUALITY, dtype=np.int32)
     data = (P, q, C, upper, lower, sense)
     if batch == 1:
         x, nu, settled, iterations = _daqp.solve_one(*data, max_iter)
     else:
-        wanted = np.broadcast_to(plain, batch)
-        x, nu, claims, iterations = _daqp.solve_batch(
-            *data, batch, max_iter, wanted, proximal=False
-        )
+        x, nu, claims, iterations = _daqp.solve_batch(*data, batch, max_iter, plain, proximal=False)
         settled = claims == Status.SOLVED
-    Cx, objective, primal, dual, gap, error = measure(
-        np, (P, q, C, lower, upper, x, nu), eps_abs, eps_rel
+    products = (M @ x[..., None])[..., 0]
+    Px, Cx = products[:, :n], products[:, n:]
+    pull = (nu[:, None] @ C)[:, 0]
+    _, objective, primal, dual, gap, error = measure(
+        NUMPY, x, q, nu, lower, upper, Px, Cx, pull, eps_abs, eps_rel
     )
     solved = settled & plain & (error <= 1.0)
     side = (fixed & (nu == 0)) + np.sign(nu).astype(np.int8)
@@ -125,35 +128,43 @@ def kkt_solve(
     n = side - count
     if not is_small(batch, side):
         return None
+    C, low = np.empty((batch, count, n)), 0
+    for part in parts:
+        C[:, low : low + part.shape[-2]] = part
+        low += part.shape[-2]
+    if low < count:
+        C[:, low:] = np.eye(n)
+    # Room for as many active rows as there are at most; an identity where there are fewer.
+    counts = np.add.reduce(active, -1)
+    most = int(np.maximum.reduce(counts))
+    taken = np.arange(most) < counts[:, None]
+    side = n + most
     K = np.zeros((batch, side, side))
     if P is not None:
-        K[:, :n, :n] = 0.5 * (P + P.mT)
-    low = n
-    for part in parts:
-        K[:, low : low + part.shape[-2], :n] = part
-        low += part.shape[-2]
-    if low < side:
-        K[:, range(low, side), range(n)] = 1.0
-    if batch == 1:  # only what is active
-        kept = np.concatenate((np.arange(n), n + np.flatnonzero(active)))
-        K, columns = K[:, kept], right[:, kept]
-        K = K[:, :, kept]
-    else:  # an identity for the rows that are not active
-        K[:, n:] *= active[..., None]
-        K[:, range(n, side), range(n, side)] = ~active
-        columns = right.copy()
-        columns[:, n:] *= active
+        symmetric = K[:, :n, :n]
+        np.add(P, P.mT, out=symmetric)
+        symmetric *= 0.5
+    K[:, n:, :n][taken] = C[active]
     K[:, :n, n:] = K[:, n:, :n].mT
-    both = np.empty((*columns.shape, 2))
-    # The solution for a vector in no special position tells whether the matrix is regular.
-    both[..., 0], both[..., 1] = columns, np.arange(1.0, 1 + columns.shape[-1]) * GOLDEN % 1 - 0.5
+    entries = K.reshape(batch, -1)
+    entries[:, n * (side + 1) :: side + 1] = ~taken
+    both = np.zeros((batch, side, 2))
+    both[:, :n, 0], both[..., 1] = right[:, :n], _probe(side)
+    both[:, n:, 0][taken] = right[:, n:][active]
     try:
         solved = np.linalg.solve(K, both)
     except np.linalg.LinAlgError:
         return None
-    condition = abs(K).sum(-1).max(-1) * abs(solved[..., 1]).max(-1)
-    if not (condition < CONDITION).all():
+    size = np.sqrt(np.vecdot(entries, entries))
+    if not (size * np.maximum.reduce(abs(solved[..., 1]), -1) < CONDITION).all():
         return None
     solution = np.zeros_like(right)
-    solution[:, kept if batch == 1 else slice(None)] = solved[..., 0]
+    solution[:, :n], solution[:, n:][active] = solved[:, :n, 0], solved[:, n:, 0][taken]
     return solution
+
+
+@cache
+def _probe(size: int) -> Floats:
+    """A vector in no special position, whose solution tells whether a matrix is regular."""
+    probe: Floats = np.arange(1.0, 1 + size) * GOLDEN % 1 - 0.5
+    return probe

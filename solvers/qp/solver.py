@@ -156,11 +156,12 @@ def assess(
         ends = torch.cat([rows.lower, rows.upper], -1)
         of_slack = _size(torch.where(ends.isfinite(), ends, 0.0))
         active = (nu.abs() * of_slack > slack * of_nu) | rows.fixed
-    # A solver that found no solution has no active rows to solve on.
-    rough = found.status <= Status.MAX_ITERATIONS
-    if found.exact is not None:
-        rough = rough & ~(found.exact & (verdict.error <= 1.0))
-    polishing = bool(rough.any())
+    good = None if found.exact is None else found.exact & (verdict.error <= 1.0)
+    polishing = good is None or not bool(good.all())
+    if polishing:  # but a solver that found no solution has no active rows to solve on
+        rough = found.status <= Status.MAX_ITERATIONS
+        rough = rough if good is None else rough & ~good
+        polishing = bool(rough.any())
     if factor is None and (with_factor or polishing):
         factor = kkt.factor_for(rows.P, rows.C, active)
     if factor is not None and polishing:
