@@ -74,7 +74,11 @@ class Graph:
             (pulled,) = self._run(u, (self.x,))
             return torch.zeros_like(u) if pulled is None else pulled
         # For a column at a time plain autograd takes a third of what torch.func does.
-        return self._pull(u[0])[None] if len(u) == 1 else vmap(self._pull)(u)
+        if len(u) == 1:
+            return self._pull(u[0])[None]
+        # A node that draws numbers, in a recomputation say, draws the same for all columns.
+        columns: Tensor = vmap(self._pull, randomness="same")(u)
+        return columns
 
     def _run(self, u: Tensor, leaves: tuple[Tensor, ...]) -> Sequence[Tensor | None]:
         if not (leaves and self.value.requires_grad):
