@@ -157,11 +157,11 @@ class IterativeSolver:
             converged = converged | arrived
             lost = lost | (running & xp.isnan(error))
             running = running & ~(arrived | lost)
-            together = together and bool(running.all())
             if looks_back:
                 stuck = best_ratio > LEAST_PROGRESS * before
                 running = running & ~(stuck & (best_ratio <= LOOSE))
                 before = best_ratio
+            together = together and bool(running.all())
             if self.keep_history:
                 errors.append(torch.as_tensor(xp.where(iterations == k, error, xp.nan)))
             if self.verbose:

@@ -27,6 +27,7 @@ class Unknowns:
             TypeError: If a leaf is no floating-point tensor.
             ValueError: If leaves do not share dtype or batch dimensions.
         """
+        leaves: list[Any]
         if isinstance(x0, Tensor) and not torch.compiler.is_compiling():
             leaves, spec = [x0], LEAF  # as most often, and a pytree takes its time
         else:
