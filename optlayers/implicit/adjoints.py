@@ -8,6 +8,7 @@ is short.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,11 +57,13 @@ class Linearised:
 
     def product(self, step: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """The matrix of the system, perhaps as it is one step on, times ``(columns, B, n)``."""
-        if step is not None:
-            return self._product_at(self.x + step, self.transposed)
-        return (
-            self._product_at(self.x, self.transposed) if self.graph is None else self.graph.product
-        )
+        return self._product if step is None else self._product_at(self.x + step, self.transposed)
+
+    @cached_property
+    def _product(self) -> Callable[[Tensor], Tensor]:
+        if self.graph is not None:
+            return self.graph.product
+        return self._product_at(self.x, self.transposed)
 
     def other_product(self) -> Callable[[Tensor], Tensor]:
         """Its transpose times ``(columns, B, n)``."""
