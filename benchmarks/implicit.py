@@ -217,7 +217,7 @@ def curves_cell(comparison: Comparison, curves: int) -> dict[str, Any]:
 
 
 def evaluation_counts() -> dict[str, Any]:
-    """How often our solvers call the map, forward; once of it to check what it returns."""
+    """How often our solvers call the map, forward."""
     calls = 0
 
     def count(f: Callable[[Tensor], Tensor], n: int, solver: FixedPointSolver) -> int:

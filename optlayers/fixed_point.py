@@ -38,9 +38,14 @@ class FixedPointOf(Kind):
             return x - image
         return pytree.tree_map(torch.sub, x, image)
 
+    @property
+    def image(self) -> Callable[..., Any]:
+        """The map."""
+        return self.function
+
     def find(self, on_flat: OnFlat, x0: Tensor) -> Run:
         """By the solver."""
-        return self.solver.find(on_flat(self.function), x0)
+        return self.solver.find(on_flat(self.image), x0)
 
     def apply_inverse(self, kept: tuple[Tensor, ...], v: Tensor, *, transposed: bool) -> Tensor:
         """By what the solver kept."""

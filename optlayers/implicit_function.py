@@ -131,7 +131,9 @@ class SolvedByUser(Conditions):
         """Call the user's solver, once or, under ``vmap``, for every element."""
         with plainly(inputs) as tensors:
             leaves, (status, iterations), aux = self._call(tensors, self.levels)
-            check(self, leaves, tensors)
+            if not self.levels:  # else it was checked before it was mapped
+                with self.arguments.bound([t.detach() for t in tensors]) as values:
+                    check(self, leaves, values)
             x = ravel(leaves, self.batch_ndim)
             error = torch.linalg.vector_norm(self.residual(x, *tensors), dim=-1)
             status = _judged(x, error) if status is None else status

@@ -118,29 +118,34 @@ class IterativeSolver:
         # One number a sample: on a CPU numpy does that in a fraction of a call to torch.
         on_cpu = it.x.device.type == "cpu"
         xp: Any = np if on_cpu else torch
-        tiny = _plain(torch.full_like(it.error, torch.finfo(it.error.dtype).tiny))
+        error = _plain(it.error)
+        tiny = xp.full_like(error, torch.finfo(it.error.dtype).tiny)
         best, best_value = it.x, it.value
-        best_error = best_ratio = before = _plain(torch.full_like(it.error, torch.inf))
-        running = _plain(torch.ones_like(it.error, dtype=torch.bool))
+        best_error = best_ratio = before = infinity = xp.full_like(error, xp.inf)
+        running = infinity > 0.0
         converged, lost = ~running, ~running
-        iterations = _plain(torch.zeros_like(it.error, dtype=torch.long))
+        iterations = xp.zeros_like(error, dtype=xp.int64)
         errors: list[Tensor] = []
         everyone = torch.as_tensor(running)
         recorded = self.verbose or self.keep_history
+        together = on_cpu and not recorded  # as long as all samples run
         for k in range(self.max_iter + 1):
             looks_back, last = k % self.patience == self.patience - 1, k == self.max_iter
             error = _plain(it.error)
             tolerance = eps_abs + eps_rel * _scale(it.x, it.scale)
             ratio = error / xp.maximum(tolerance, tiny)
+            if together and not (looks_back or last):
+                # As most often, all are better and none is there: then little is to do.
+                bound = infinity if self.keeps_last else best_ratio
+                if np.logical_and.reduce((ratio > 1.0) & (ratio < bound)):
+                    best, best_error, best_value, best_ratio = it.x, error, it.value, ratio
+                    iterations += 1
+                    it = iterates.send(everyone)
+                    continue
             finite = xp.isfinite(error) & xp.isfinite(tolerance)  # the norm of x may overflow
             better = running & (finite if self.keeps_last else finite & (ratio < best_ratio))
             if on_cpu and better.all():
                 best, best_error, best_value, best_ratio = it.x, error, it.value, ratio
-                # As most often, all are better and none is there: then little is to do.
-                if not (looks_back or last or recorded) and (ratio > 1.0).all():
-                    iterations = iterations + 1
-                    it = iterates.send(everyone)
-                    continue
             else:
                 mask = torch.as_tensor(better)
                 best = torch.where(mask[:, None], it.x, best)
@@ -156,6 +161,7 @@ class IterativeSolver:
                 stuck = best_ratio > LEAST_PROGRESS * before
                 running = running & ~(stuck & (best_ratio <= LOOSE))
                 before = best_ratio
+            together = together and bool(running.all())
             if self.keep_history:
                 errors.append(torch.as_tensor(xp.where(iterations == k, error, xp.nan)))
             if self.verbose:
@@ -182,7 +188,7 @@ class IterativeSolver:
 
 
 def _plain(t: Tensor) -> Any:
-    return t.detach().numpy() if t.device.type == "cpu" else t
+    return t.numpy() if t.device.type == "cpu" else t
 
 
 def _scale(x: Tensor, scale: Tensor | None) -> Any:

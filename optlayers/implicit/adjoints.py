@@ -8,7 +8,7 @@ is short.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ from solvers.fixed_point import Anderson, FixedPointSolver
 from solvers.solution import Solution, SolverError, Status
 
 from ..failure import OnFailure, warn
+from .graph import Graph
 
 if TYPE_CHECKING:
     from .kind import Kind
@@ -43,7 +44,7 @@ class Linearised:
         kept: What the solver kept.
         transposed: Whether the system is that of the transposed Jacobian.
         on_failure: What to do where there is no solution.
-        graph: The point and the conditions there, ready for autograd, if they are at hand.
+        graph: The conditions there, ready for autograd, if they are at hand.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -52,11 +53,17 @@ class Linearised:
     kept: tuple[Tensor, ...]
     transposed: bool
     on_failure: OnFailure
-    graph: tuple[Tensor, Tensor] | None = None
+    graph: Graph | None = None
 
     def product(self, step: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """The matrix of the system, perhaps as it is one step on, times ``(columns, B, n)``."""
-        return self._product_at(self.x if step is None else self.x + step, self.transposed)
+        return self._product if step is None else self._product_at(self.x + step, self.transposed)
+
+    @cached_property
+    def _product(self) -> Callable[[Tensor], Tensor]:
+        if self.graph is not None:
+            return self.graph.product
+        return self._product_at(self.x, self.transposed)
 
     def other_product(self) -> Callable[[Tensor], Tensor]:
         """Its transpose times ``(columns, B, n)``."""
@@ -65,33 +72,36 @@ class Linearised:
     def _product_at(self, x: Tensor, transposed: bool) -> Callable[[Tensor], Tensor]:
         if not (transposed or self.kind.symmetric):
             return over_columns(jacobian_product(self.function, x))
-        # One graph serves all products. For a column at a time plain autograd has it for a third of
-        # what torch.func takes to get there.
-        if self.graph is not None and x is self.x:
-            return partial(_pull, *self.graph)
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            value = self.function(x)
-        return partial(_pull, x, value) if value.requires_grad else torch.zeros_like
+        return Graph.of(self.function, x).product
+
+    def step(self, v: Tensor) -> Callable[[Tensor], Tensor]:
+        r"""One of :math:`u \leftarrow u - (A u - v)`, where :math:`A` is the system's matrix.
+
+        Args:
+            v: The right-hand side ``(columns, B, n)``.
+
+        Returns:
+            A map of ``(columns * B, n)``.
+        """
+        flat, graph = v.reshape(-1, v.shape[-1]), self.graph
+        if graph is not None and len(v) == 1:
+            return lambda u: graph.step(u, flat)
+        product = self.product()
+        return lambda u: u - product(u.reshape(v.shape)).reshape(flat.shape) + flat
+
+    def residual(self, u: Tensor, v: Tensor) -> Tensor:
+        """What a solution leaves of ``v``, ``(columns, B, n)``."""
+        return v - (self.product()(u) if self.graph is None else self.graph.last_product(u))
 
     def matrix(self) -> tuple[Tensor, Tensor]:
         """The value of the conditions ``(B, n)`` and the matrix of the system ``(B, n, n)``."""
         if self.graph is None:
             value, A = value_and_jacobian(self.function, self.x)
         else:
-            value = self.graph[1].detach()
+            value = self.graph.conditions()
             basis = torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)
-            A = _pull(*self.graph, basis[:, None].expand(-1, *value.shape)).movedim(0, 1)
+            A = self.graph.product(basis[:, None].expand(-1, *value.shape)).movedim(0, 1)
         return value, A.mT if self.transposed else A
-
-
-def _pull(x: Tensor, value: Tensor, u: Tensor) -> Tensor:
-    """The transposed Jacobian times ``(columns, B, n)``."""
-    batched = len(u) > 1
-    (pulled,) = torch.autograd.grad(
-        value, x, u if batched else u[0], retain_graph=True, is_grads_batched=batched
-    )
-    return pulled if batched else pulled[None]
 
 
 class Adjoint(ABC):
@@ -200,7 +210,7 @@ class Iterative(Adjoint):
             preconditioner = on_all(over_columns(preconditioner))
         run = solver.find(operator, v.reshape(-1, n), preconditioner=preconditioner)
         u = run.x.reshape(v.shape)
-        return judged(system, v, u, relative(v - product(u), v))
+        return judged(system, v, u, relative(system.residual(u, v), v))
 
 
 @dataclass(frozen=True)
@@ -223,18 +233,13 @@ class FixedPoint(Adjoint):
         if solver is None:
             forward = getattr(system.kind, "solver", None)
             solver = forward if isinstance(forward, FixedPointSolver) else Anderson()
-        product, n = system.product(), v.shape[-1]
         # Cotangents of any size become ones of length one, which tolerances are meant for.
         size = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-        size = torch.where(size > 0, size, 1.0)
-        flat = (v / size).reshape(-1, n)
-
-        def step(u: Tensor) -> Tensor:
-            return u - product(u.reshape(v.shape)).reshape(-1, n) + flat
-
-        u = solver.find(step, flat).x.reshape(v.shape) * size
+        scaled = v / size.clamp_min_(torch.finfo(v.dtype).tiny)
+        step = system.step(scaled)
+        u = solver.find(step, scaled.reshape(-1, v.shape[-1])).x.reshape(v.shape) * size
         asked = 10.0 * ((solver.eps_abs or 0.0) + (solver.eps_rel or 0.0))
-        return judged(system, v, u, relative(v - product(u), v), asked)
+        return judged(system, v, u, relative(system.residual(u, v), v), asked)
 
 
 @dataclass(frozen=True)
@@ -324,7 +329,8 @@ def relative(residual: Tensor, v: Tensor) -> Tensor:
     """Norms of residuals relative to right-hand sides; zero where these are."""
     size = torch.linalg.vector_norm(v, dim=-1)
     norm = torch.linalg.vector_norm(residual, dim=-1)
-    return torch.where(size > 0, norm / torch.where(size > 0, size, 1.0), norm)
+    ratio: Tensor = norm / size.masked_fill(size == 0, 1.0)
+    return ratio
 
 
 def judged(
@@ -342,8 +348,9 @@ def judged(
     Raises:
         SolverError: Where the policy is to raise and a sample's system has no solution.
     """
-    idle = (v == 0).all(-1)
-    if bool(idle.any()):
+    busy = v.any(-1)
+    if not bool(busy.all()):
+        idle = ~busy
         u = torch.where(idle[..., None], 0.0, u)
         residual = torch.where(idle, 0.0, residual)
     worst = float(residual.max()) if residual.numel() else 0.0  # NaN if there is one

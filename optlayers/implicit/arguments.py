@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from threading import Lock, RLock
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils import _pytree as pytree
 
 
@@ -19,7 +19,7 @@ class Arguments:
 
     Attributes:
         spec: Of the pytree whose leaves are tensors, modules and constants.
-        leaves: One entry a leaf: the number of a tensor, the module with the names and numbers of
+        leaves: One entry a leaf: the number of a tensor, the module with the places and numbers of
             its parameters, or the constant itself.
     """
 
@@ -33,7 +33,7 @@ class Arguments:
             for leaf in self.leaves:
                 if isinstance(leaf, _Module):
                     stack.enter_context(leaf.holding(tensors))
-            yield self.spec.unflatten([leaf.value(tensors) for leaf in self.leaves])
+            yield self.plain(tensors)
 
     def plain(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
         """The arguments with these tensors in them; modules as they are."""
@@ -60,23 +60,45 @@ class _Constant:
 @dataclass(frozen=True)
 class _Module:
     module: nn.Module
-    names: tuple[str, ...]
-    first: int
+    slots: tuple["_Slot", ...]
 
     def value(self, tensors: Sequence[Tensor]) -> Any:
         return self.module
 
     @contextmanager
     def holding(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        mine = tensors[self.first : self.first + len(self.names)]
         with lock_of(self.module):
-            own = dict(self.module.named_parameters())
-            if all(own[name] is t for name, t in zip(self.names, mine, strict=True)):
+            own = [slot.owner._parameters[slot.name] for slot in self.slots]
+            try:
+                for slot in self.slots:
+                    slot.owner._parameters[slot.name] = tensors[slot.number]  # type: ignore[assignment]
                 yield
-                return
-            given = dict(zip(self.names, mine, strict=True))
-            with _reparametrize_module(self.module, given, tie_weights=True):
-                yield
+            finally:
+                for slot, parameter in zip(self.slots, own, strict=True):
+                    slot.owner._parameters[slot.name] = parameter
+
+
+class _Slot(NamedTuple):
+    """Where a module keeps a parameter, and which tensor that is; tied ones have several places."""
+
+    owner: nn.Module
+    name: str
+    number: int
+
+
+def _slots(module: nn.Module, tensors: list[Tensor]) -> tuple[_Slot, ...]:
+    """All places of parameters in a module; the parameters themselves are appended to tensors."""
+    found: list[_Slot] = []
+    numbers: dict[int, int] = {}
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is None:
+                continue
+            number = numbers.setdefault(id(parameter), len(tensors))
+            if number == len(tensors):
+                tensors.append(parameter)
+            found.append(_Slot(owner, name, number))
+    return tuple(found)
 
 
 # While a module holds other tensors nobody else may look at it, or put in tensors of his own.
@@ -90,6 +112,19 @@ def lock_of(module: nn.Module) -> RLock:
         return _locks.setdefault(module, RLock())
 
 
+def _flatten(arguments: Any) -> tuple[list[Any], pytree.TreeSpec]:
+    """Leaves, modules among them, and structure."""
+    plain = type(arguments) is tuple and not torch.compiler.is_compiling()
+    if plain and all(isinstance(t, (Tensor, nn.Module)) for t in arguments):
+        return list(arguments), _tuple_spec(len(arguments))  # a pytree takes ten times as long
+    return pytree.tree_flatten(arguments, is_leaf=lambda t: isinstance(t, nn.Module))
+
+
+@lru_cache
+def _tuple_spec(length: int) -> pytree.TreeSpec:
+    return pytree.tree_structure((0,) * length)
+
+
 def take_apart(arguments: Any) -> tuple[list[Tensor], Arguments]:
     """The tensors of a pytree, the parameters of modules in it included, and the rest.
 
@@ -97,7 +132,7 @@ def take_apart(arguments: Any) -> tuple[list[Tensor], Arguments]:
         TypeError: If a tensor is complex.
         NotImplementedError: If there is a module while the compiler traces.
     """
-    leaves, spec = pytree.tree_flatten(arguments, is_leaf=lambda t: isinstance(t, nn.Module))
+    leaves, spec = _flatten(arguments)
     tensors: list[Tensor] = []
     kinds: list[_Tensor | _Module | _Constant] = []
     for leaf in leaves:
@@ -112,9 +147,7 @@ def take_apart(arguments: Any) -> tuple[list[Tensor], Arguments]:
                     "uncompiled."
                 )
             with lock_of(leaf):
-                named = dict(leaf.named_parameters())
-            kinds.append(_Module(leaf, tuple(named), len(tensors)))
-            tensors.extend(named.values())
+                kinds.append(_Module(leaf, _slots(leaf, tensors)))
         else:
             kinds.append(_Constant(leaf))
     if any(t.is_complex() for t in tensors):

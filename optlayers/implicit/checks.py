@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
-from torch.utils import _pytree as pytree
 
 from .unknowns import in_order_of, matches
 
@@ -22,35 +21,42 @@ CAPTURED = (
 )
 
 
-def check(problem: "Conditions", leaves: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+def check(problem: "Conditions", leaves: Sequence[Tensor], values: Sequence[Any]) -> list[Tensor]:
     """Refuse conditions of another shape than the unknowns, and gradients that would be lost.
+
+    Args:
+        problem: What is to be checked.
+        leaves: Of the unknowns, where to evaluate.
+        values: The parameters; nothing in them carries derivatives.
+
+    Returns:
+        The leaves of the conditions there, or of the image if that is what they are made of.
 
     Raises:
         ValueError: If the conditions do not have the structure of ``x``.
         RuntimeError: If the conditions depend on something differentiable that is no argument.
     """
-    if problem.levels:
-        return  # was done before it was mapped, or is a tangent of what was
-    x = problem.unknowns.spec.unflatten([leaf.detach() for leaf in leaves])
-    with torch.enable_grad(), problem.arguments.bound([t.detach() for t in tensors]) as values:
-        before = [leaf._version for leaf in pytree.tree_leaves(x)]
-        got = problem.kind.residual(x, *values)
-        value = problem.kind.value(x, *values) if problem.kind.has_value else None
-    if [leaf._version for leaf in pytree.tree_leaves(x)] != before:
+    kind = problem.kind
+    detached = [leaf.detach() for leaf in leaves]
+    x = problem.unknowns.spec.unflatten(detached)
+    with torch.enable_grad():
+        before = [leaf._version for leaf in detached]
+        got = (kind.residual if kind.image is None else kind.image)(x, *values)
+        value = kind.value(x, *values) if kind.has_value else None
+    if [leaf._version for leaf in detached] != before:
         raise RuntimeError(
-            f"{problem.kind.where}: the function must not change its argument; got one that "
+            f"{kind.where}: the function must not change its argument; got one that "
             "writes into x. Work on x.clone(), or without operations in place."
         )
-    residuals = _leaves_like(problem, leaves, got)
-    if residuals and residuals[0].dtype != leaves[0].dtype:
+    found = _leaves_like(problem, leaves, got)
+    if found and found[0].dtype != leaves[0].dtype:
         raise TypeError(
-            f"{problem.kind.where}: the function must return the dtype of x0, {leaves[0].dtype}; "
-            f"got {residuals[0].dtype}. Convert x0 or the parameters."
+            f"{kind.where}: the function must return the dtype of x0, {leaves[0].dtype}; "
+            f"got {found[0].dtype}. Convert x0 or the parameters."
         )
-    if problem.watched and any(
-        t.requires_grad for t in (*residuals, *([] if value is None else [value]))
-    ):
-        raise RuntimeError(f"{problem.kind.where}: {CAPTURED}")
+    if problem.watched and any(t.requires_grad for t in found + ([] if value is None else [value])):
+        raise RuntimeError(f"{kind.where}: {CAPTURED}")
+    return [t.detach() for t in found]
 
 
 def _leaves_like(problem: "Conditions", leaves: Sequence[Tensor], got: Any) -> list[Tensor]:

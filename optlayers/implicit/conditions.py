@@ -6,15 +6,12 @@ R`, the implicit function theorem says :math:`A\, dx = -B\, d\theta`; so cotange
 function again, see :mod:`optlayers.implicit.linear_system`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
-from torch.utils import _pytree as pytree
 
 from solvers.iteration import Run
 from solvers.solution import Solution, Status
@@ -25,11 +22,13 @@ from .arguments import Arguments
 from .batching import in_front
 from .checks import check
 from .chosen import pull, push
+from .flat import FlatFunctions
 from .function import Tensors, plainly, solve_implicitly
-from .kind import Kind, OnFlat
+from .graph import Graph
+from .kind import Kind
 from .linear_system import LinearSystem
 from .system import nobody_differentiates
-from .unknowns import Unknowns, in_order_of, ravel, unravel
+from .unknowns import Unknowns, ravel, unravel
 
 
 @dataclass(frozen=True)
@@ -74,54 +73,16 @@ class Conditions:
     # --- functions on flat unknowns ---------------------------------------------------------------
 
     @contextmanager
-    def flat_functions(self, batch: torch.Size, tensors: Sequence[Tensor]) -> Iterator[OnFlat]:
+    def flat_functions(
+        self, batch: torch.Size, tensors: Sequence[Tensor]
+    ) -> Iterator[FlatFunctions]:
         """Make functions of ``(B, n)`` or ``(*batch, n)`` from a user's functions."""
-        shapes, spec = self.unknowns.shapes, self.unknowns.spec
-        samples = batch[len(self.levels) :]
-
-        def call(
-            function: Callable[..., Any], x: Tensor, step: Sequence[Tensor], values: Sequence[Any]
-        ) -> list[Tensor]:
-            leaves = unravel(x, samples, shapes)
-            sized = [t.reshape((*samples, *[1] * len(shapes[0]))) for t in step]
-            if spec.is_leaf():
-                result = function(leaves[0], *sized, *values)
-                return [result] if isinstance(result, Tensor) else pytree.tree_leaves(result)
-            return in_order_of(spec, function(spec.unflatten(leaves), *sized, *values))
-
-        def on_flat(function: Callable[..., Any], *, scalar: bool = False) -> Callable[..., Tensor]:
-            if self.levels:
-
-                def mapped(x: Tensor, step: Sequence[Tensor], *tensors: Tensor) -> list[Tensor]:
-                    with self.arguments.bound(tensors) as values:
-                        return call(function, x, step, values)
-
-                for dims in reversed(self.levels):
-                    mapped = vmap(mapped, in_dims=(0, 0, *dims))
-
-                def evaluate(x: Tensor, step: Sequence[Tensor]) -> list[Tensor]:
-                    step = [t.reshape(batch) for t in step]
-                    return mapped(x.reshape((*batch, x.shape[-1])), step, *tensors)
-
-            else:
-
-                def evaluate(x: Tensor, step: Sequence[Tensor]) -> list[Tensor]:
-                    return call(function, x, step, values)
-
-            def flat_function(x: Tensor, *step: Tensor) -> Tensor:
-                leaves = evaluate(x, step)
-                if scalar:
-                    return leaves[0].reshape(x.shape[:-1])
-                flat = ravel(leaves, len(batch))
-                return flat.reshape((*x.shape[:-1], flat.shape[-1]))
-
-            return flat_function
-
+        of = self.unknowns, self.arguments, batch, self.levels, tensors
         if self.levels:
-            yield on_flat
+            yield FlatFunctions(*of)
             return
         with self.arguments.bound(tensors) as values:
-            yield on_flat
+            yield FlatFunctions(*of, values)
 
     def residual(self, x: Tensor, *tensors: Tensor) -> Tensor:
         """The conditions ``(*batch, n)`` at ``x`` ``(*batch, n)``."""
@@ -139,22 +100,25 @@ class Conditions:
         """Run the solver, report failures."""
         count = len(self.unknowns.shapes)
         with plainly(inputs) as given:
-            leaves, tensors = given[:count], given[count:]
-            check(self, leaves, tensors)
+            leaves, tensors = given[:count], [t.detach() for t in given[count:]]
             x0 = ravel(leaves, self.batch_ndim)
             batch, size = x0.shape[:-1], x0.shape[-1]
             flat = x0.reshape(batch.numel(), size)
-            with self.flat_functions(batch, tensors) as on_flat:
-                run = self.kind.find(on_flat, flat) if size else _nothing_to_find(flat)
             value = None
-            failed = run.status > Status.SOLVED_INACCURATE
-            if bool(failed.any()):
-                self._report(run, batch)
-                # Derivatives are multiplied by zero there, and must be finite for that.
-                run = run._replace(x=torch.where(failed[:, None], flat, run.x))
-            x = run.x.reshape(*batch, size)
-            if self.kind.has_value:
-                with self.flat_functions(batch, tensors) as on_flat:
+            with self.flat_functions(batch, tensors) as on_flat:
+                if not self.levels:  # else it was checked before it was mapped
+                    first = check(self, leaves, on_flat.values)
+                    if self.kind.image is not None:
+                        first_flat = ravel(first, self.batch_ndim).reshape(flat.shape)
+                        on_flat.know(self.kind.image, flat, first_flat)
+                run = self.kind.find(on_flat, flat) if size else _nothing_to_find(flat)
+                failed = run.status > Status.SOLVED_INACCURATE
+                if bool(failed.any()):
+                    self._report(run, batch)
+                    # Derivatives are multiplied by zero there, and must be finite for that.
+                    run = run._replace(x=torch.where(failed[:, None], flat, run.x))
+                x = run.x.reshape(*batch, size)
+                if self.kind.has_value:
                     value = on_flat(self.kind.number, scalar=True)(x)
         found = [leaf.clone() for leaf in unravel(x, batch, self.unknowns.shapes)]
         numbers = [t.reshape(batch) for t in (run.status, run.iterations, run.error)]
@@ -264,41 +228,43 @@ class Conditions:
         leaves = [whole[i] for i in chosen]
         grads: list[Tensor | None] = [None] * len(chosen)
 
-        def add(value: Tensor, cotangent: Tensor, sign: float) -> None:
-            if not value.requires_grad:
-                return
-            found = torch.autograd.grad(value, leaves, cotangent, allow_unused=True)
+        def add(found: Sequence[Tensor | None]) -> None:
             for i, g in enumerate(found):
                 if g is not None:
-                    before, g = grads[i], -g if sign < 0 else g
+                    before = grads[i]
                     grads[i] = g if before is None else before + g
 
         g_x = self._of_unknowns(outputs, cotangents)
         g_value = cotangents[len(self.unknowns.shapes)] if self.kind.has_value else None
         with self.flat_functions(batch, whole) as on_flat:
             if g_x is not None:
-                function = on_flat(self.kind.residual)
-                with torch.enable_grad():
-                    point = x.detach().reshape(rows, n).requires_grad_()
-                    value = function(point)
-                if value.requires_grad:
+                graph = self._graph(on_flat, x.reshape(rows, n), leaves)
+                if graph.value.requires_grad:
                     system = Linearised(
-                        function,
-                        point,
+                        on_flat(self.kind.residual),
+                        graph.x,
                         self.kind,
-                        tuple(t.reshape(rows, *t.shape[len(batch) :]) for t in kept),
+                        tuple([t.reshape(rows, *t.shape[len(batch) :]) for t in kept]),
                         True,
                         self.on_failure,
-                        (point, value),
+                        graph,
                     )
                     with torch.no_grad():
                         u, _ = self.adjoint.solve(system, g_x.reshape(1, rows, n))
-                    add(value, u[0], -1.0)
+                        add(graph.for_leaves(u))
             if g_value is not None:
                 with torch.enable_grad():
                     value = on_flat(self.kind.value, scalar=True)(x.detach().reshape(rows, n))
-                add(value, g_value.reshape(rows), 1.0)
+                if value.requires_grad:
+                    given = g_value.reshape(rows)
+                    add(torch.autograd.grad(value, leaves, given, allow_unused=True))
         return grads
+
+    def _graph(self, on_flat: FlatFunctions, x: Tensor, leaves: Sequence[Tensor]) -> Graph:
+        image = self.kind.image
+        if image is None:
+            return Graph.of(on_flat(self.kind.residual), x, leaves)
+        return Graph.of(on_flat(image), x, leaves, of_image=True)
 
     def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
         """Tangents of the unknowns and of the value."""

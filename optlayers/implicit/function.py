@@ -17,7 +17,7 @@ What torch needs said by hand, and why (each point was a silent error without it
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -95,16 +95,21 @@ def solve_implicitly(problem: ImplicitProblem, *inputs: Tensor | None) -> tuple[
     return outputs
 
 
-@contextmanager
-def sharing_the_dual_level() -> Iterator[None]:
+_NOTHING: AbstractContextManager[None] = nullcontext()  # as most often there is nothing to do
+
+
+def sharing_the_dual_level() -> AbstractContextManager[None]:
     """Let ``torch.func.jvp`` work inside ``forward_ad.dual_level``, which cannot be nested.
 
     Within another ``torch.func.jvp`` it opens no level of its own, for its wrappers keep tangents
     apart; here it must believe that it is within one.
     """
-    if forward_ad._current_level < 0 or eager_transforms.JVP_NESTING:
-        yield
-        return
+    nested = forward_ad._current_level < 0 or eager_transforms.JVP_NESTING
+    return _NOTHING if nested else _within_a_jvp()
+
+
+@contextmanager
+def _within_a_jvp() -> Iterator[None]:
     eager_transforms.JVP_NESTING += 1
     try:
         yield
@@ -112,15 +117,10 @@ def sharing_the_dual_level() -> Iterator[None]:
         eager_transforms.JVP_NESTING -= 1
 
 
-@contextmanager
-def in_full_precision(tensors: Tensors) -> Iterator[None]:
+def in_full_precision(tensors: Tensors) -> AbstractContextManager[Any]:
     """Keep autocast out: it would round what derivatives are made of."""
     device = next((t.device.type for t in tensors if t is not None), "cpu")
-    if not torch.is_autocast_enabled(device):
-        yield
-        return
-    with torch.autocast(device, enabled=False):
-        yield
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
 
 
 @contextmanager
@@ -128,7 +128,8 @@ def plainly(inputs: Sequence[Tensor | None]) -> Iterator[list[Tensor]]:
     """The inputs where solvers can use them: in full precision, and where derivatives exist."""
     given = [t for t in inputs if t is not None]
     full = in_full_precision(given)
-    with torch.inference_mode(False), torch.no_grad(), sharing_the_dual_level(), full:
+    seen = torch.inference_mode(False) if torch.is_inference_mode_enabled() else _NOTHING
+    with seen, torch.no_grad(), sharing_the_dual_level(), full:
         ready = [t.clone() if t.is_inference() else t for t in given]
         if forward_ad._current_level >= 0:
             ready = [forward_ad.unpack_dual(t).primal for t in ready]

@@ -28,6 +28,15 @@ class Kind(ABC):
     def residual(self, x: Any, *params: Any) -> Any:
         """Zero at the solution, and of the structure of ``x``; differentiable torch code."""
 
+    @property
+    def image(self) -> Callable[..., Any] | None:
+        """The user's map :math:`T`, if the conditions are :math:`x - T(x)`, else None.
+
+        What is known of it at the starting point is not computed again, and products with its
+        Jacobian take the place of those with that of the conditions.
+        """
+        return None
+
     def value(self, x: Any, *params: Any) -> Tensor:
         """The Lagrangian ``(*batch)``: at the solution, its derivatives are the optimal value's."""
         raise NotImplementedError

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+LEAF = pytree.tree_structure(0)  # the structure of a tensor
+
 
 @dataclass(frozen=True)
 class Unknowns:
@@ -25,7 +27,11 @@ class Unknowns:
             TypeError: If a leaf is no floating-point tensor.
             ValueError: If leaves do not share dtype or batch dimensions.
         """
-        leaves, spec = pytree.tree_flatten(x0)
+        leaves: list[Any]
+        if isinstance(x0, Tensor) and not torch.compiler.is_compiling():
+            leaves, spec = [x0], LEAF  # as most often, and a pytree takes its time
+        else:
+            leaves, spec = pytree.tree_flatten(x0)
         if not leaves:
             raise ValueError(f"{where}: x0 must hold at least one tensor; got {x0!r}.")
         for leaf in leaves:
@@ -52,6 +58,8 @@ class Unknowns:
 
 def in_order_of(spec: pytree.TreeSpec, tree: Any) -> list[Any]:
     """The leaves of a tree in the order of a structure, whose dictionaries may differ in theirs."""
+    if isinstance(tree, Tensor):
+        return [tree]
     leaves, own = pytree.tree_flatten(tree)
     if own == spec or not matches(spec, tree):
         return leaves
@@ -60,6 +68,8 @@ def in_order_of(spec: pytree.TreeSpec, tree: Any) -> list[Any]:
 
 def matches(spec: pytree.TreeSpec, tree: Any) -> bool:
     """Whether a tree of tensors has this structure, whatever the order of its dictionaries."""
+    if isinstance(tree, Tensor):
+        return spec.is_leaf()
     if pytree.tree_structure(tree) == spec:
         return True
     try:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,16 +93,20 @@ class Anderson(FixedPointSolver):
         norm = torch.linalg.vector_norm(g, dim=-1)
         fast = torch.ones_like(norm, dtype=torch.bool)
         last: deque[tuple[Tensor, Tensor]] = deque(maxlen=m + 1)
+        length = norm.cpu().numpy()  # one number a sample, which numpy compares in no time
         k = 0
         while True:
             last.append((fz, g))
-            least = norm
+            least, shortest = norm, length
             running = yield Iterate(fz, norm)
             z = fz if beta == 1.0 else z + beta * g
             fz = f(z)
             g = fz - z
             norm = torch.linalg.vector_norm(g, dim=-1)
             k += 1
+            length = norm.cpu().numpy()
+            if small and np.logical_and.reduce(length < FAST * shortest):
+                continue
             fast = fast & (norm < FAST * least)
             if not small or not bool((fast | ~running).all()):
                 break

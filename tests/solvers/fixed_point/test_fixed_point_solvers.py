@@ -69,6 +69,20 @@ def test_mates_of_a_failure_are_untouched(solver, bad):
     assert torch.equal(failed.iterations[[0, 2]], fine.iterations[[0, 2]])
 
 
+def test_a_sample_that_no_longer_improves_stops_while_its_mates_go_on():
+    # The first one creeps within the looser tolerance; the second one comes from far away.
+    rates = torch.tensor([[0.9995], [0.9]], dtype=torch.float64)
+    start = torch.tensor([[1.0], [1e6]], dtype=torch.float64)
+    solver = Picard(eps_abs=1e-5, eps_rel=0.0)
+    both = solver.solve(lambda z: rates * z, start)
+    assert both.iterations[0] < both.iterations[1]
+    assert both.status.tolist() == [Status.SOLVED_INACCURATE, Status.SOLVED]
+    for i in range(2):
+        alone = solver.solve(lambda z, i=i: rates[i] * z, start[i])
+        assert torch.equal(alone.x, both.x[i])
+        assert alone.iterations == both.iterations[i]
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_no_samples(solver):
     solution = solver.solve(torch.cos, torch.ones(0, 3))
