@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from cone_peers import CONTENDERS, DENSE, DIFFCP, LSMR, MOREAU, OURS, OURS_SPARSE
+from cone_peers import CONTENDERS, DENSE, DIFFCP, LSMR, MOREAU, MOREAU_TIGHT, OURS, OURS_SPARSE
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from report import ABSENT, _error, _geometric_mean, _markdown, _ms
@@ -21,6 +21,7 @@ STYLE = {
     OURS: ("#0072B2", "o"),
     OURS_SPARSE: ("#56B4E9", "o"),
     MOREAU: ("#D55E00", "s"),
+    MOREAU_TIGHT: ("#F0E442", "s"),
     DENSE: ("#009E73", "^"),
     LSMR: ("#CC79A7", "D"),
     DIFFCP: ("#E69F00", "v"),
