@@ -173,6 +173,9 @@ class Sparse:
     ) -> None:
         """Shift and factor."""
         self.P, self.CT, self.values, self.counting = P, CT, values, counting
+        n = P.shape[0]
+        # The entries of (x, nu) that each system has.
+        self.own = [np.append(np.arange(n), n + np.flatnonzero(rows)) for rows in counting]
         self.shifted = spread(self._factored, range(len(values)))
 
     def take(self, which: NDArray[np.int64]) -> "Sparse":
@@ -183,6 +186,7 @@ class Sparse:
         some.P, some.CT = self.P.take(which), self.CT.take(which)
         some.values, some.counting = self.values[which], self.counting[which]
         some.shifted = [self.shifted[j] for j in which.tolist()]
+        some.own = [self.own[j] for j in which.tolist()]
         return some
 
     def _one(self, j: int) -> "tuple[Compressed, Rows, Floats]":
@@ -199,12 +203,10 @@ class Sparse:
         return factored(P, rows, values)
 
     def _solve_shifted(self, right: Floats, going: NDArray[np.bool_]) -> Floats:
-        n = self.P.shape[0]
         solution = np.zeros_like(right)
-        index = [np.append(np.arange(n), n + np.flatnonzero(c)) for c in self.counting]
 
         def one(j: int) -> None:
-            own = index[j]
+            own = self.own[j]
             for column in range(right.shape[2]):
                 solution[j, own, column] = self.shifted[j](right[j, own, column])
 
@@ -231,8 +233,7 @@ class Sparse:
     def _solve_singular(self, j: int, right: Floats, solution: Floats, residual: Floats) -> None:
         """The solution of least norm."""
         P, rows, values = self._one(j)
-        n = P.shape[0]
-        own = np.append(np.arange(n), n + np.flatnonzero(self.counting[j]))
+        own = self.own[j]
         if len(own) <= EIGENVALUES_SIDE:
             dense = Dense(P.symmetric()[None], rows.dense()[None], values[None])
             found, left = dense.solve(right[None, own])

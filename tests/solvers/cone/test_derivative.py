@@ -41,6 +41,9 @@ def check_spectrum(cone, v, mu):
     assert (spectrum.values >= 0).all()
     assert (spectrum.values <= 1).all()
     assert spectrum.values.shape == v.shape
+    values, rows = cone.eigenvectors(v, mu)
+    torch.testing.assert_close(values, spectrum.values, rtol=0, atol=1e-15)
+    torch.testing.assert_close(rows, U.mT, rtol=0, atol=2e-14)
     torch.testing.assert_close(
         cone.derivative(v, w, mu), (D @ w[..., None])[..., 0], rtol=0, atol=5e-14
     )
