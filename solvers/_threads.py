@@ -1,10 +1,12 @@
 """Threads for work that releases the interpreter's lock; none for small torch calls."""
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import cache
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -36,15 +38,41 @@ def calm() -> Iterator[None]:
             _outside_threads = torch.get_num_threads()
         _inside += 1
         threads = _outside_threads
+    set_threads = _set_threads()
     try:
         if threads > 1:
-            torch.set_num_threads(1)
+            set_threads(1)
         yield
     finally:
         if threads > 1:
-            torch.set_num_threads(threads)
+            set_threads(threads)
         with _lock:
             _inside -= 1
+
+
+@cache
+def _set_threads() -> Callable[[int], None]:
+    """What sets the number of torch's threads for the calling thread.
+
+    After ``torch.set_num_threads``, whatever the number, MKL lets factorisations within torch's
+    parallel loops have threads of their own, and hangs: a batched ``torch.linalg.lu_factor`` of 200
+    rows and more never ends. So OpenMP is told itself, where torch uses it.
+    """
+    try:
+        set_threads: Callable[[int], None] = ctypes.CDLL(None).omp_set_num_threads
+    except (AttributeError, OSError):
+        return torch.set_num_threads
+    before = torch.get_num_threads()
+    set_threads(before + 1)
+    is_torchs = torch.get_num_threads() == before + 1
+    set_threads(before)
+    return set_threads if is_torchs else torch.set_num_threads
+
+
+def _be_alone() -> None:
+    """Let torch compute in this worker alone, for as long as it lives."""
+    if torch.get_num_threads() > 1:  # asking lets torch do first what it does once in each thread
+        _set_threads()(1)
 
 
 def available() -> int:
@@ -68,7 +96,7 @@ def run(jobs: Sequence[Callable[[], None]]) -> None:
     key = (os.getpid(), len(jobs))
     pool = _pools.get(key)
     if pool is None:
-        pool = _pools.setdefault(key, ThreadPoolExecutor(len(jobs), "optlayers"))
+        pool = _pools.setdefault(key, ThreadPoolExecutor(len(jobs), "optlayers", _be_alone))
     inference = torch.is_inference_mode_enabled()
     futures = [pool.submit(_work, job, inference) for job in jobs[1:]]
     try:

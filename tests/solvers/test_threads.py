@@ -1,5 +1,7 @@
 """Jobs in several threads: order, errors, modes, and no jobs within jobs."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -64,3 +66,21 @@ def test_a_job_finds_no_other_threads():
     assert _threads.available() == 2
     nested = together(lambda i: _threads.spread(abs, [i, -i]), range(3))
     assert nested == [[0, 0], [1, 1], [2, 2]]
+
+
+BATCHED_LU = """
+import torch
+from solvers import _threads
+before = torch.get_num_threads()
+with _threads.calm():
+    assert torch.get_num_threads() == 1
+    assert _threads.spread(lambda i: torch.get_num_threads(), range(2)) == [1, 1]
+assert torch.get_num_threads() == before
+for _ in range(20):
+    torch.linalg.lu_factor(torch.randn(8, 250, 250, dtype=torch.float64))
+"""
+
+
+def test_factorisations_afterwards_end():
+    """They did not where torch had been told a number of threads: MKL waits for itself."""
+    subprocess.run([sys.executable, "-c", BATCHED_LU], check=True, timeout=100)
