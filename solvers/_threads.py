@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -38,41 +39,60 @@ def calm() -> Iterator[None]:
             _outside_threads = torch.get_num_threads()
         _inside += 1
         threads = _outside_threads
-    set_threads = _set_threads()
+    undo = _be_alone() if threads > 1 else None
     try:
-        if threads > 1:
-            set_threads(1)
         yield
     finally:
-        if threads > 1:
-            set_threads(threads)
+        if undo is not None:
+            undo()
         with _lock:
             _inside -= 1
 
 
-@cache
-def _set_threads() -> Callable[[int], None]:
-    """What sets the number of torch's threads for the calling thread.
+def _be_alone() -> Callable[[], None]:
+    """Let torch compute in the calling thread alone; returns what undoes that.
 
     After ``torch.set_num_threads``, whatever the number, MKL lets factorisations within torch's
     parallel loops have threads of their own, and hangs: a batched ``torch.linalg.lu_factor`` of 200
-    rows and more never ends. So OpenMP is told itself, where torch uses it.
+    rows and more never ends. So OpenMP and MKL are told themselves, where torch uses them.
+    """
+    threads = torch.get_num_threads()  # asking lets torch do first what it does once in each thread
+    set_openmp, set_mkl = _libraries()
+    if set_openmp is None:
+        torch.set_num_threads(1)
+        return partial(torch.set_num_threads, threads)
+    set_openmp(1)
+    of_mkl = 0 if set_mkl is None else set_mkl(1)  # which goes by OpenMP's number where that is 0
+
+    def undo() -> None:
+        set_openmp(threads)
+        if set_mkl is not None:
+            set_mkl(of_mkl)
+
+    return undo
+
+
+@cache
+def _libraries() -> tuple[Callable[[int], Any] | None, Callable[[int], int] | None]:
+    """What sets the calling thread's number of threads in OpenMP and in MKL; the latter tells it.
+
+    Neither if torch does not use the OpenMP that is found.
     """
     try:
-        set_threads: Callable[[int], None] = ctypes.CDLL(None).omp_set_num_threads
-    except (AttributeError, OSError):
-        return torch.set_num_threads
+        set_openmp = ctypes.CDLL(None).omp_set_num_threads
+    except (AttributeError, OSError, TypeError):
+        return None, None
     before = torch.get_num_threads()
-    set_threads(before + 1)
+    set_openmp(before + 1)
     is_torchs = torch.get_num_threads() == before + 1
-    set_threads(before)
-    return set_threads if is_torchs else torch.set_num_threads
-
-
-def _be_alone() -> None:
-    """Let torch compute in this worker alone, for as long as it lives."""
-    if torch.get_num_threads() > 1:  # asking lets torch do first what it does once in each thread
-        _set_threads()(1)
+    set_openmp(before)
+    if not is_torchs:
+        return None, None
+    try:
+        torchs = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return set_openmp, torchs.MKL_Set_Num_Threads_Local
+    except (AttributeError, OSError):
+        return set_openmp, None
 
 
 def available() -> int:
