@@ -9,7 +9,6 @@ from torch import Tensor
 from solvers.cone.clarabel import Clarabel
 from solvers.cone.cone import Cone
 from solvers.cone.cone_program import ConeProgram
-from solvers.cone.polyhedral import ZeroCone
 from solvers.cone.solver import ConeSolver
 from solvers.qp.solver import QPSolver
 from solvers.solution import Solution
@@ -126,7 +125,7 @@ def _as_quadratic_program(
     on_failure: OnFailure,
 ) -> Solution:
     """Equalities and inequalities in their order, solved by :func:`qp`."""
-    kinds = [isinstance(cone, ZeroCone) for cone in program.cones.cones for _ in range(cone.rows)]
+    kinds = program.cones.equalities
     equal = torch.tensor([i for i, zero in enumerate(kinds) if zero], dtype=torch.long)
     inequal = torch.tensor([i for i, zero in enumerate(kinds) if not zero], dtype=torch.long)
     device = program.q.device

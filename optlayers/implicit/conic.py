@@ -24,34 +24,22 @@ from torch import Tensor
 from solvers.batch import broadcast_shapes, flat
 from solvers.cone.clarabel import Clarabel
 from solvers.cone.cone_program import ConeProgram
-from solvers.cone.product import ConeProduct
 from solvers.cone.solver import ConeSolver
 from solvers.solution import Solution, Status
 
-from ..failure import OnFailure, report
+from ..failure import report
 from .batching import batch_first, sum_to
-from .conic_system import ConicSystem, gradient, matrices, matrix_ndim, symmetric_times
+from .conic_system import Conic, ConicSystem, gradient, matrices, matrix_ndim, symmetric_times
 from .function import Tensors, solve_implicitly
 
 
 @dataclass(frozen=True)
-class ConeConditions:
+class ConeConditions(Conic):
     """What the solution and the point of the central path have in common: ``vjp`` and ``jvp``.
 
     Inputs begin with the values and indices of ``P`` and ``A``, ``q, b``. Outputs are ``x, s, z``,
     the objective, and ``status`` among the rest.
-
-    Attributes:
-        cones: The product of cones.
-        on_failure: Whether to say where a derivative does not exist.
-        mu: Smoothing of the projection.
-        where: The function that the user called, for messages.
     """
-
-    cones: ConeProduct
-    on_failure: OnFailure = "raise"
-    mu: float = 0.0
-    where: str = "cone_program"
 
     @property
     def differentiable(self) -> int:

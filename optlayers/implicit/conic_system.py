@@ -57,16 +57,12 @@ def gradient(M: Matrix, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ConicSystem:
-    """The linear system at a point.
-
-    Inputs are the values and indices of ``P`` and ``A``, the slack and the multiplier
-    ``(*batch, m)``, ``status``, and the right-hand sides ``r_x`` and ``r_s``. Outputs are ``t_x``
-    and ``t_z``; zero where the program was not solved.
+class Conic:
+    """What problems with cones have in common: the solution, the central path, the linear system.
 
     Attributes:
         cones: The product of cones.
-        on_failure: Whether to say where there is no solution.
+        on_failure: Whether to say where a solution or a derivative does not exist.
         mu: Smoothing of the projection.
         where: The function that the user called, for messages.
     """
@@ -75,6 +71,16 @@ class ConicSystem:
     on_failure: OnFailure = "raise"
     mu: float = 0.0
     where: str = "cone_program"
+
+
+@dataclass(frozen=True)
+class ConicSystem(Conic):
+    """The linear system at a point.
+
+    Inputs are the values and indices of ``P`` and ``A``, the slack and the multiplier
+    ``(*batch, m)``, ``status``, and the right-hand sides ``r_x`` and ``r_s``. Outputs are ``t_x``
+    and ``t_z``; zero where the program was not solved.
+    """
 
     @property
     def differentiable(self) -> int:

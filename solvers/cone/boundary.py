@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .arrays import product
-from .polyhedral import NonnegativeCone
 from .product import ConeProduct
 from .sparse import Assembly, Compressed, Pattern
 
@@ -68,18 +67,14 @@ class Boundary:
         self.values = np.ones(v.shape)
         self.groups = []
         strength = torch.from_numpy(mu)[:, None] if isinstance(mu, np.ndarray) else mu
-        path = isinstance(mu, np.ndarray) or mu > 0
         for cone, index in cones.groups:
             rows, frames = index.numpy(), None
-            part = v[:, rows]
-            if isinstance(cone, NonnegativeCone) and not path:  # as often, and quick by itself
-                values = np.where(part >= 0.0, 1.0, 0.0)
-            elif cone.elementwise:
-                values = cone.spectrum(torch.from_numpy(part), strength).values.numpy()
+            part = torch.from_numpy(v[:, rows])
+            if cone.elementwise:
+                values = cone.spectrum(part, strength).values.numpy()
             else:
                 known = torch.from_numpy(s[:, rows])
-                found = cone.eigenvectors(torch.from_numpy(part), strength, known)
-                values, frames = (t.numpy() for t in found)
+                values, frames = (t.numpy() for t in cone.eigenvectors(part, strength, known))
             flat = rows.reshape(-1)
             self.values[:, flat] = values.reshape(len(v), -1)
             weights = np.sqrt(np.maximum(1.0 - values, 0.0))

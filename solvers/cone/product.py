@@ -87,11 +87,10 @@ class ConeProduct:
             lengths += [1] * cone.rows if cone.elementwise else [cone.rows]
         return np.repeat(np.arange(len(lengths)), lengths)
 
-    @cached_property
-    def equalities(self) -> NDArray[np.int64]:
-        """The rows of zero cones."""
-        kinds = [isinstance(cone, ZeroCone) for cone in self.cones for _ in range(cone.rows)]
-        return np.flatnonzero(np.array(kinds, dtype=bool))
+    @property
+    def equalities(self) -> list[bool]:
+        """Which rows are those of zero cones."""
+        return [isinstance(cone, ZeroCone) for cone in self.cones for _ in range(cone.rows)]
 
     @property
     def smooth(self) -> bool:
@@ -123,36 +122,24 @@ class ConeProduct:
         ]
         return elementwise + [(cone, torch.tensor(rows)) for cone, rows in starts.items()]
 
-    def project(self, v: Tensor, mu: Number = 0.0, near: Tensor | None = None) -> Tensor:
+    def project(self, v: Tensor, mu: Number = 0.0) -> Tensor:
         r"""Every cone's nearest point or central path; see :meth:`Cone.project`.
 
         Args:
             v: ``(*batch, rows)``.
             mu: A float, or a positive tensor ``(*batch)``.
-            near: A guess of the projection ``(*batch, rows)``, which saves time.
         """
         self._check("project", v=v)
         inner = _per_cone(mu)
-
-        def work(cone: Cone, part: Tensor, *guess: Tensor) -> Tensor:
-            return (
-                cone.project(part, inner, *guess) if cone.iterative else cone.project(part, inner)
-            )
-
-        return self._map(work, v, *([] if near is None else [near]))
+        return self._map(lambda cone, part: cone.project(part, inner), v)
 
     def nearest(self, v: Floats, near: Floats, mu: float = 0.0) -> Floats:
-        """What :meth:`project` gives, for arrays ``(B, rows)`` and a guess of the result."""
+        """What :meth:`project` gives, for arrays ``(B, rows)`` and with a guess of the result."""
         result = np.empty(v.shape)
         for cone, index in self.groups:
             rows = index.numpy()
-            if mu == 0.0 and isinstance(cone, ZeroCone):
-                result[:, rows] = 0.0
-            elif mu == 0.0 and isinstance(cone, NonnegativeCone):
-                result[:, rows] = np.maximum(v[:, rows], 0.0)
-            else:
-                guess = (torch.from_numpy(near[:, rows]),) if cone.iterative else ()
-                result[:, rows] = cone.project(torch.from_numpy(v[:, rows]), mu, *guess).numpy()
+            guess = (torch.from_numpy(near[:, rows]),) if cone.iterative else ()
+            result[:, rows] = cone.project(torch.from_numpy(v[:, rows]), mu, *guess).numpy()
         return result
 
     def derivative(self, v: Tensor, w: Tensor, mu: Number = 0.0) -> Tensor:

@@ -110,7 +110,7 @@ class Stack:
         Equalities that depend on each other and contradict by that are moved to where they do not,
         and a singular ``P`` that is indefinite by that is lifted.
         """
-        equal = self.cones.equalities
+        equal = np.flatnonzero(self.cones.equalities)
         if len(equal) * self.n > MENDED_ENTRIES:
             equal = equal[:0]
         b = self.b.copy()
