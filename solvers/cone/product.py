@@ -182,10 +182,13 @@ class ConeProduct:
     def _places(self, device: torch.device) -> "_Places":
         """Where the rows are, on the device of the data; copied there once."""
         if device not in self._on_device:
-            groups = [(cone, rows.flatten().to(device)) for cone, rows in self.groups]
-            order = torch.cat([rows for _, rows in groups]) if groups else None
-            back = torch.empty(0, dtype=torch.long) if order is None else torch.argsort(order)
-            self._on_device[device] = _Places(groups, back.to(device))
+            with (
+                torch._C._DisableFuncTorch()
+            ):  # what is kept must outlive a transform of torch.func
+                groups = [(cone, rows.flatten().to(device)) for cone, rows in self.groups]
+                order = torch.cat([rows for _, rows in groups]) if groups else None
+                back = torch.empty(0, dtype=torch.long) if order is None else torch.argsort(order)
+                self._on_device[device] = _Places(groups, back.to(device))
         return self._on_device[device]
 
 

@@ -1,10 +1,11 @@
 """Products of cones: the same as cone by cone, whatever the order."""
 
+import copy
 import random
 
 import pytest
 import torch
-from torch.func import jvp, vmap
+from torch.func import grad, jvp, vmap
 
 from solvers.cone import ConeProduct, NonnegativeCone, PowerCone, SecondOrderCone, ZeroCone
 from tests.solvers.cone.cones import CONES, WITH_CENTRAL_PATH
@@ -45,6 +46,16 @@ def test_has_a_central_path_with_one_strength_or_many():
         torch.testing.assert_close(s[i], K.project(v[i], mu[i].item()), rtol=1e-10, atol=1e-10)
         one = K.derivative(v[i], w[i], mu[i].item())
         torch.testing.assert_close(d[i], one, rtol=1e-10, atol=1e-10)
+
+
+def test_outlives_a_transform_in_which_it_was_first_used():
+    K = ConeProduct.of([NonnegativeCone(2), SecondOrderCone(3)])
+    v, w = vectors(K), vectors(K, seed=1)
+    inside = grad(lambda v: (K.derivative(v, w) ** 2).sum())(v)
+    copied = copy.deepcopy(K)
+    for product in (K, copied):
+        after = grad(lambda v, product=product: (product.derivative(v, w) ** 2).sum())(v)
+        torch.testing.assert_close(after, inside, rtol=0, atol=0)
 
 
 def test_stacks_equal_cones_and_merges_rows_that_are_alone():
