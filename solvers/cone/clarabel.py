@@ -1,6 +1,7 @@
 """Clarabel, a compiled interior-point method for all cones, one program after the other."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from .._threads import available
 from ..solution import Status
 from .cone import Cone
 from .exponential import ExponentialCone
+from .idle import Idle
 from .polyhedral import BoxCone, NonnegativeCone, ZeroCone
 from .positive_semidefinite import PositiveSemidefiniteCone
 from .power import GeneralizedPowerCone, PowerCone
@@ -58,15 +60,24 @@ class Clarabel(ConeSolver):
             isinstance(cone, PositiveSemidefiniteCone) for cone, _ in cones.groups
         )
         settings.max_threads = 1 if batch > 1 else available()
-        made, T = _made(cones)
+        spelled = _spelled(cones)
+        made, T = spelled.cones, spelled.T
+        common = spelled, eps_abs, eps_rel, self.max_iter, settings.max_threads
+        nobody = partial(Idle, available())
 
         def find(instance: Instance, start: Point | None) -> Answer:
             A, b = instance.A, instance.b
             if T is not None:
                 TA = (T @ sp.csc_array((A.data, A.indices, A.indptr), A.shape)).tocsc()
                 A, b = Compressed(TA.data, Pattern(TA.indices, TA.indptr, TA.shape)), T @ b
+            size = instance.P.nnz + A.nnz + sum(A.shape)
+            idle = A.pattern.derived((*common, instance.P.pattern), size, nobody)
             try:
-                solver = clarabel.DefaultSolver(instance.P, instance.q, A, b, made, settings)
+                solver = idle.take()
+                if solver is None:
+                    solver = clarabel.DefaultSolver(instance.P, instance.q, A, b, made, settings)
+                else:
+                    solver.update(P=instance.P.data, q=instance.q, A=A.data, b=b)
                 answer = solver.solve()
             except BaseException as error:
                 # Failed assertions, as of generalised power cones, are no Exception.
@@ -74,6 +85,10 @@ class Clarabel(ConeSolver):
                     raise
                 return Answer(None, Status.NUMERICAL_ERROR, 0)
             claim = _STATUS.get(str(answer.status), Status.NUMERICAL_ERROR)
+            # One that met NaN would return nothing else from then on, whatever it is given.
+            usable = claim == Status.SOLVED and solver.is_data_update_allowed()
+            if usable and not settings.equilibrate_enable:
+                idle.put(solver)
             if claim > Status.MAX_ITERATIONS:
                 return Answer(None, claim, answer.iterations)
             x, z = np.array(answer.x), np.array(answer.z)
@@ -98,18 +113,28 @@ _STATUS = {
     "AlmostDualInfeasible": Status.DUAL_INFEASIBLE,
 }
 Spelling = list[tuple[str, tuple[Any, ...]]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Spelled:
+    """Clarabel's objects for a product of cones, and ``T``; see :func:`spell`."""
+
+    cones: list[Any]
+    T: "sp.csr_array | None"
+
+
 _known: "WeakIdKeyDictionary" = WeakIdKeyDictionary()
 
 
-def _made(cones: ConeProduct) -> "tuple[list[Any], sp.csr_array | None]":
-    """Clarabel's objects, which layers come back for, and ``T``."""
+def _spelled(cones: ConeProduct) -> _Spelled:
+    """Made once, for layers come back with the same product."""
     import clarabel
 
     if cones not in _known:
         kinds, T = spell(cones)
-        _known[cones] = [getattr(clarabel, name)(*arguments) for name, arguments in kinds], T
-    made: tuple[list[Any], sp.csr_array | None] = _known[cones]
-    return made
+        _known[cones] = _Spelled([getattr(clarabel, name)(*args) for name, args in kinds], T)
+    spelled: _Spelled = _known[cones]
+    return spelled
 
 
 def spell(cones: ConeProduct) -> "tuple[Spelling, sp.csr_array | None]":

@@ -8,7 +8,6 @@ that fails eigenvalues decide.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,10 +16,10 @@ from numpy.typing import NDArray
 from .._threads import spread
 from ..least_norm import least_norm
 from .arrays import product
-from .sparse import Compressed, Pattern
+from .factor import TINY, Solve, plan_of
+from .sparse import Compressed
 
 Floats = NDArray[np.float64]
-Solve = Callable[[Floats], Floats]  # of a right-hand side, one program's
 # Of right-hand sides (B, side, columns), those that count (B) only.
 Shifted = Callable[[Floats, NDArray[np.bool_]], Floats]
 Times = Callable[[Floats], Floats]
@@ -29,10 +28,8 @@ Times = Callable[[Floats], Floats]
 DENSE_SIDE = 160
 # Share of entries from which a matrix counts as filled, and side up to which it may be.
 FILLED, FILLED_SIDE = 0.25, 2000
-# Up to this side the factorisation that is quickest to set up is quickest altogether.
-QDLDL_SIDE = 1500
-# The shift, relative to the largest entry; without pivoting, rounding asks for a larger one.
-SHIFT, SPARSE_SHIFT = 1e-9, 1e-8
+# The shift, relative to the largest entry.
+SHIFT = 1e-9
 # Relative residual at which to stop refining, and from which a solution is none.
 GOOD, BAD = 1e-14, 1e-9
 ROUGH = 1e-5  # where the solution is a step of an iteration
@@ -41,7 +38,6 @@ REFINEMENTS = 6
 INDEFINITE, ROUGHLY = 1e-14, 1e-5
 # Side up to which eigenvalues are computed where a matrix is singular.
 EIGENVALUES_SIDE = 2000
-TINY = float(np.finfo(np.float64).tiny)
 
 
 @np.errstate(all="ignore")
@@ -173,9 +169,7 @@ class Sparse:
     ) -> None:
         """Shift and factor."""
         self.P, self.CT, self.values, self.counting = P, CT, values, counting
-        n = P.shape[0]
-        # The entries of (x, nu) that each system has.
-        self.own = [np.append(np.arange(n), n + np.flatnonzero(rows)) for rows in counting]
+        self.plans = [plan_of(P.pattern, CT.pattern, rows) for rows in counting]
         self.shifted = spread(self._factored, range(len(values)))
 
     def take(self, which: NDArray[np.int64]) -> "Sparse":
@@ -186,27 +180,17 @@ class Sparse:
         some.P, some.CT = self.P.take(which), self.CT.take(which)
         some.values, some.counting = self.values[which], self.counting[which]
         some.shifted = [self.shifted[j] for j in which.tolist()]
-        some.own = [self.own[j] for j in which.tolist()]
+        some.plans = [self.plans[j] for j in which.tolist()]
         return some
 
-    def _one(self, j: int) -> "tuple[Compressed, Rows, Floats]":
-        counting = self.counting[j]
-        CT = self.CT.take(j)
-        kept = counting[CT.columns]
-        lengths = np.diff(CT.indptr)[counting]
-        rows = Rows(CT.data[kept], CT.indices[kept], lengths, CT.shape[0])
-        return self.P.take(j), rows, self.values[j, counting]
-
     def _factored(self, j: int) -> Solve:
-        P, rows, values = self._one(j)
-        factored = _by_qdldl if P.shape[0] + len(values) <= QDLDL_SIDE else _by_clarabel
-        return factored(P, rows, values)
+        return self.plans[j].factored(self.P.take(j).data, self.CT.take(j).data, self.values[j])
 
     def _solve_shifted(self, right: Floats, going: NDArray[np.bool_]) -> Floats:
         solution = np.zeros_like(right)
 
         def one(j: int) -> None:
-            own = self.own[j]
+            own = self.plans[j].own
             for column in range(right.shape[2]):
                 solution[j, own, column] = self.shifted[j](right[j, own, column])
 
@@ -232,10 +216,10 @@ class Sparse:
 
     def _solve_singular(self, j: int, right: Floats, solution: Floats, residual: Floats) -> None:
         """The solution of least norm."""
-        P, rows, values = self._one(j)
-        own = self.own[j]
+        plan, own = self.plans[j], self.plans[j].own
         if len(own) <= EIGENVALUES_SIDE:
-            dense = Dense(P.symmetric()[None], rows.dense()[None], values[None])
+            P, C = self.P.take(j).symmetric(), self.CT.take(j).dense().T[plan.rows]
+            dense = Dense(P[None], C[None], self.values[j, plan.rows][None])
             found, left = dense.solve(right[None, own])
             solution[own], residual[:] = found[0], left[0]
             return
@@ -282,99 +266,6 @@ def refined(shifted: Shifted, times: Times, right: Floats, good: float) -> tuple
         residual = np.where(better, relative, residual)
     np.copyto(best, np.nan, where=~np.isfinite(size)[:, None])
     return best, np.where(np.isfinite(size), residual, np.inf)
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """A matrix row by row.
-
-    Attributes:
-        data: Values.
-        indices: Their columns.
-        lengths: How many there are in each row.
-        width: Number of columns.
-    """
-
-    data: Floats
-    indices: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    width: int
-
-    def dense(self) -> Floats:
-        """All entries."""
-        full = np.zeros((len(self.lengths), self.width))
-        full[np.repeat(np.arange(len(self.lengths)), self.lengths), self.indices] = self.data
-        return full
-
-
-def _by_qdldl(P: Compressed, C: Rows, values: Floats) -> Solve:
-    """One factorisation without pivoting, for many right-hand sides."""
-    import qdldl  # imported when used: it takes its time
-
-    n, k = P.shape[0], len(values)
-    entries = len(C.data)
-    largest = max(abs(P.data).max(initial=0.0), abs(C.data).max(initial=0.0), TINY)
-    shift = SPARSE_SHIFT * largest
-    # Columns of the upper triangle: those of P, whose diagonal is stored, then the rows of C.
-    data = np.empty(P.nnz + entries + k)
-    indices = np.empty(len(data), np.int64)
-    data[: P.nnz], indices[: P.nnz] = P.data, P.indices
-    data[P.indptr[1:] - 1] += shift
-    places = P.nnz + np.repeat(np.arange(k), C.lengths) + np.arange(entries)
-    data[places], indices[places] = C.data, C.indices
-    ends = P.nnz + np.cumsum(C.lengths) + np.arange(k)
-    data[ends], indices[ends] = -values - shift, n + np.arange(k)
-    indptr = np.concatenate((P.indptr, ends + 1))
-    upper = Compressed(data, Pattern(indices, indptr, (n + k, n + k)))
-    solve: Solve = qdldl.Solver(upper, upper=True).solve
-    return solve
-
-
-def _by_clarabel(P: Compressed, C: Rows, values: Floats) -> Solve:
-    r"""The blocked factorisation of Clarabel, several times as fast where factors fill up.
-
-    To a program with equalities only its answer is the solution of one such system. Minimising
-    :math:`\tfrac12 x^\top P x - r_x^\top x + \tfrac12 \|u\|^2` subject to :math:`C x +
-    \Lambda^{1/2} u = r_\nu` leaves :math:`u = -\Lambda^{1/2} \nu` and :math:`C x - \Lambda \nu
-    = r_\nu`. Every solve factors again.
-    """
-    import clarabel  # imported when used: it costs every other user of the package time
-    import scipy.sparse as sp
-
-    n, k = P.shape[0], len(values)
-    soft = np.flatnonzero(values)
-    extra = len(soft)
-    ends = np.arange(1, extra + 1)
-    quadratic = Compressed(
-        np.concatenate((P.data, np.ones(extra))),
-        Pattern(
-            np.concatenate((P.indices, n + np.arange(extra))),
-            np.concatenate((P.indptr, P.indptr[-1] + ends)),
-            (n + extra, n + extra),
-        ),
-    )
-    indptr = np.append(0, np.cumsum(C.lengths))
-    by_column = sp.csr_array((C.data, C.indices, indptr), (k, n)).tocsc()
-    rows = Compressed(
-        np.concatenate((by_column.data, np.sqrt(values[soft]))),
-        Pattern(
-            np.concatenate((by_column.indices, soft)),
-            np.concatenate((by_column.indptr, by_column.indptr[-1] + ends)),
-            (k, n + extra),
-        ),
-    )
-    settings = clarabel.DefaultSettings()
-    settings.verbose, settings.presolve_enable, settings.max_threads = False, False, 1
-    settings.max_iter = 1
-    none = np.zeros(extra)
-
-    def solve(right: Floats) -> Floats:
-        linear, cones = np.concatenate((-right[:n], none)), [clarabel.ZeroConeT(k)]
-        solver = clarabel.DefaultSolver(quadratic, linear, rows, right[n:], cones, settings)
-        answer = solver.solve()
-        return np.concatenate((answer.x[:n], answer.z))
-
-    return solve
 
 
 def _least_norm_iteratively(times: Solve, right: Floats) -> tuple[Floats, float]:

@@ -1,17 +1,19 @@
 """Sparse matrices of one pattern, sorted once into the compressed columns that solvers read."""
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import ClassVar
+from functools import cached_property, partial
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Derived = TypeVar("Derived")
 
-# So many keys are kept for the next batch of the same size, for as many sizes.
-KEPT_KEYS, MANY = 1 << 20, 8
+# Numbers that what is derived from a pattern may hold, 32 MB; beyond that it is derived again.
+KEPT_NUMBERS = 1 << 22
 
 
 @dataclass(eq=False)
@@ -27,7 +29,26 @@ class Pattern:
     indices: Integers
     indptr: Integers
     shape: tuple[int, int]
-    _keys: dict[tuple[bool, int], Integers] = field(default_factory=dict, repr=False)
+    _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    _held: int = field(default=0, repr=False)
+
+    def derived(self, key: Hashable, size: int, make: Callable[[], Derived]) -> Derived:
+        """What is made from the pattern alone, kept for the next time.
+
+        Args:
+            key: What tells it from other things.
+            size: How many numbers it holds.
+            make: Makes it.
+        """
+        known: Derived | None = self._derived.get(key)
+        if known is None:
+            known = make()
+            if self._held + size > KEPT_NUMBERS:
+                self._derived, self._held = {}, 0
+            if size <= KEPT_NUMBERS:
+                self._derived[key] = known
+                self._held += size
+        return known
 
     @cached_property
     def columns(self) -> Integers:
@@ -48,14 +69,8 @@ class Pattern:
         count = len(terms)
         keys = where
         if count > 1:
-            known = self._keys.get((over_rows, count))
-            keys = (
-                (where + size * np.arange(count)[:, None]).reshape(-1) if known is None else known
-            )
-            if known is None and keys.size <= KEPT_KEYS:
-                if len(self._keys) >= MANY:
-                    self._keys.clear()
-                self._keys[over_rows, count] = keys
+            make = partial(_repeated, where, size, count)
+            keys = self.derived((over_rows, count), count * len(where), make)
         sums = np.bincount(keys, terms.reshape(-1), count * size)
         return sums.astype(np.float64, copy=False).reshape(count, size)
 
@@ -72,6 +87,11 @@ class Pattern:
     def largest(self, values: Floats, *, of_rows: bool) -> Floats:
         """The largest of ``(batch, entries)``, not negative, of each row or column; else 0."""
         return (self.by_row if of_rows else self.by_column).largest(values)
+
+
+def _repeated(places: Integers, size: int, count: int) -> Integers:
+    """The same places in each of several vectors, end to end."""
+    return (places + size * np.arange(count)[:, None]).reshape(-1)
 
 
 def pattern_of(rows: Integers, columns: Integers, shape: tuple[int, int]) -> Pattern:
@@ -232,6 +252,6 @@ class Assembly:
         if self.order is not None:
             return Compressed(values[:, self.order], self.pattern)
         count, size = len(values), len(self.pattern.indices)
-        keys = (self.place + size * np.arange(count)[:, None]).reshape(-1)
+        keys = _repeated(self.place, size, count)
         data = np.bincount(keys, values.reshape(-1), count * size)
         return Compressed(data.astype(np.float64, copy=False).reshape(count, size), self.pattern)
