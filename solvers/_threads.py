@@ -140,6 +140,8 @@ def _work(job: Callable[[], None], inference: bool) -> None:
 def spread(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Apply a function to all items, in as many threads as there are; results in their order."""
     items = list(items)
+    if len(items) < 2:
+        return [function(item) for item in items]
     results: list[Any] = [None] * len(items)
     left = iter(range(len(items)))  # whoever is done takes the next
 

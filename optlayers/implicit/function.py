@@ -139,12 +139,13 @@ def plainly(inputs: Sequence[Tensor | None]) -> Iterator[list[Tensor]]:
 def _remember(
     ctx: Any, problem: ImplicitProblem, inputs: Tensors, outputs: tuple[Tensor, ...]
 ) -> None:
-    """Save everything that derivatives may use, for both modes."""
+    """Save everything that derivatives may use, for those modes that may come."""
     ctx.problem, ctx.split = problem, len(inputs)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*outputs[problem.differentiable :])
     ctx.save_for_backward(*inputs, *outputs)
-    ctx.save_for_forward(*inputs, *outputs)
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        ctx.save_for_forward(*inputs, *outputs)
 
 
 def _pull_back(ctx: Any, saved: Tensors, cotangents: Tensors) -> tuple[Any, ...]:

@@ -116,6 +116,14 @@ def logaddexp(a: Array, b: Array) -> Array:
     return xp.maximum(a, b) + xp.log1p(xp.exp(-distance))
 
 
+def largest(a: Array) -> Array:
+    """The largest absolute value along axis 1 of an array of numpy; 0 if there is none.
+
+    The function itself: methods such as ``max`` go through Python, which takes as long again.
+    """
+    return np.maximum.reduce(abs(a), 1, initial=0.0)
+
+
 def product(a: Array, b: Array) -> Array:
     """Products of matrices ``(*batch, k, l)`` and ``(*batch, l, columns)``, arrays of numpy.
 

@@ -24,14 +24,14 @@ class _Group(NamedTuple):
     """Equal cones.
 
     Attributes:
-        rows: Their rows, flat ``(count * rows)``.
+        rows: See :class:`~solvers.cone.product.Part`.
         shape: Their number and the rows of each.
         weights: The roots of one minus the eigenvalues ``(B, count, rows)``.
         frames: The eigenvectors as rows ``(B, count, rows, rows)``; None for unit vectors.
     """
 
-    rows: Integers
-    shape: tuple[int, int]
+    rows: slice | Integers
+    shape: tuple[int, ...]
     weights: Floats
     frames: Floats | None
 
@@ -67,18 +67,17 @@ class Boundary:
         self.values = np.ones(v.shape)
         self.groups = []
         strength = torch.from_numpy(mu)[:, None] if isinstance(mu, np.ndarray) else mu
-        for cone, index in cones.groups:
-            rows, frames = index.numpy(), None
-            part = torch.from_numpy(v[:, rows])
+        for cone, rows, shape in cones.parts:
+            frames, stacked = None, (len(v), *shape)
+            part = torch.from_numpy(v[:, rows].reshape(stacked))
             if cone.elementwise:
                 values = cone.spectrum(part, strength).values.numpy()
             else:
-                known = torch.from_numpy(s[:, rows])
+                known = torch.from_numpy(s[:, rows].reshape(stacked))
                 values, frames = (t.numpy() for t in cone.eigenvectors(part, strength, known))
-            flat = rows.reshape(-1)
-            self.values[:, flat] = values.reshape(len(v), -1)
+            self.values[:, rows] = values.reshape(len(v), -1)
             weights = np.sqrt(np.maximum(1.0 - values, 0.0))
-            self.groups.append(_Group(flat, rows.shape, weights, frames))
+            self.groups.append(_Group(rows, shape, weights, frames))
 
     @property
     def active(self) -> NDArray[np.bool_]:
@@ -100,7 +99,8 @@ class Boundary:
         for rows, shape, weights, frames in self.groups:
             part = t[:, rows].reshape(len(t), *shape, t.shape[2])
             part = part if frames is None else product(frames, part)
-            result[:, rows] = (weights[..., None] * part).reshape(len(result), len(rows), -1)
+            part = weights[..., None] * part
+            result[:, rows] = part.reshape(len(result), -1, t.shape[2])
         return result
 
     def transposed_times(self, t: Floats) -> Floats:
@@ -109,7 +109,7 @@ class Boundary:
         for rows, shape, weights, frames in self.groups:
             part = weights[..., None] * t[:, rows].reshape(len(t), *shape, t.shape[2])
             part = part if frames is None else product(frames.swapaxes(2, 3), part)
-            result[:, rows] = part.reshape(len(t), len(rows), t.shape[2])
+            result[:, rows] = part.reshape(len(t), -1, t.shape[2])
         return result
 
     def rotated(self, A: Compressed) -> Compressed:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .._threads import spread
 from ..least_norm import least_norm
-from .arrays import product
+from .arrays import largest, product
 from .factor import TINY, Solve, plan_of
 from .sparse import Compressed
 
@@ -61,7 +61,7 @@ def are_semidefinite(P: Compressed, *, rough: bool = False) -> NDArray[np.bool_]
     good: NDArray[np.bool_] = np.all(diagonal >= 0, axis=1)
     if P.nnz == n:
         return good
-    size = abs(P.data).max(1, initial=0.0)
+    size = largest(P.data)
     ones = np.where(diagonal > 0, diagonal, np.where(size > 0, size, 1.0)[:, None])
     root = np.sqrt(np.where(good[:, None], ones, 1.0))
     P = P.with_data(P.data / (root[:, P.indices] * root[:, P.columns]))
@@ -144,6 +144,8 @@ class Dense:
         """
         good, bad = (ROUGH, ROUGH) if rough else (GOOD, BAD)
         best, residual = refined(self._shifted, lambda t: product(self.K, t), right, good)
+        if self.finite.all() and not (residual > bad).any():
+            return best, residual
         unsolved = (residual > bad).any(1) & self.finite & np.isfinite(right).all((1, 2))
         for j in np.flatnonzero(unsolved).tolist():
             K, own = torch.from_numpy(self.K[j]), torch.from_numpy(right[j])
@@ -249,23 +251,28 @@ def refined(shifted: Shifted, times: Times, right: Floats, good: float) -> tuple
     Returns:
         The solutions, and their relative residuals ``(B, columns)``.
     """
-    size = np.maximum(abs(right).max(1, initial=0.0), TINY)
+    size = np.maximum(largest(right), TINY)
     best, left = np.zeros_like(right), right
-    residual = np.where(right.any(1), 1.0, 0.0)
-    going = ~(residual <= good)
+    residual, going = np.ones_like(size), np.ones_like(size, bool)
     for _ in range(REFINEMENTS):
-        if not going.any():
-            break
         solution = best + shifted(left, np.any(going, axis=1))
         after = right - times(solution)
-        relative = abs(after).max(1) / size
+        relative = largest(after) / size
         better = going & (relative < residual)
         going = better & (relative > good) & (relative <= 0.5 * residual)
-        np.copyto(best, solution, where=better[:, None])
-        left = np.where(better[:, None], after, left)
-        residual = np.where(better, relative, residual)
-    np.copyto(best, np.nan, where=~np.isfinite(size)[:, None])
-    return best, np.where(np.isfinite(size), residual, np.inf)
+        if better.all():
+            best, left, residual = solution, after, relative
+        else:
+            best = np.where(better[:, None], solution, best)
+            left = np.where(better[:, None], after, left)
+            residual = np.where(better, relative, residual)
+        if not going.any():
+            break
+    finite = np.isfinite(size)
+    if not finite.all():
+        best = np.where(finite[:, None], best, np.nan)
+        residual = np.where(finite, residual, np.inf)
+    return best, residual
 
 
 def _least_norm_iteratively(times: Solve, right: Floats) -> tuple[Floats, float]:

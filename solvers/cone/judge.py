@@ -4,12 +4,14 @@ A candidate is a pair ``x, v``: slack and multiplier are :math:`s = \Pi_K(v)` an
 so that both are in their cones and orthogonal, and what is left are the linear equations.
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..solution import Status
+from .arrays import largest
 from .boundary import Boundary
 from .kkt import Linearised
 from .scaling import Points
@@ -62,10 +64,14 @@ class Candidates(NamedTuple):
         """Some of them, in their order."""
         return self if len(which) == len(self.error) else Candidates(*(t[which] for t in self))
 
-    def put(self, which: Integers, others: "Candidates", mask: Booleans) -> None:
-        """Take over those of ``others`` that ``mask`` says, in the places ``which``."""
-        for own, other in zip(self, others, strict=True):
-            own[which[mask]] = other[mask]
+    def replaced(self, which: Integers, others: "Candidates", mask: Booleans) -> "Candidates":
+        """These, with those of ``others`` that ``mask`` says in the places ``which``."""
+        if len(which) == len(self.error) and mask.all():
+            return others
+        whole, places = Candidates(*(t.copy() for t in self)), which[mask]
+        for own, other in zip(whole, others, strict=True):
+            own[places] = other[mask]
+        return whole
 
     def moved(self, step: Points, length: float = 1.0) -> Points:
         """The points some way along a step."""
@@ -75,7 +81,7 @@ class Candidates(NamedTuple):
     @np.errstate(over="ignore")
     def norm(self) -> Floats:
         """Length of both residuals, along which Newton's steps descend ``(B)``."""
-        length: Floats = np.sqrt((self.r_x**2).sum(1) + (self.r_s**2).sum(1))
+        length: Floats = np.sqrt(np.vecdot(self.r_x, self.r_x) + np.vecdot(self.r_s, self.r_s))
         return length
 
     def status(self, claims: Integers) -> Integers:
@@ -115,11 +121,11 @@ class Judge:
         z = s - v
         Px, Ax, pull = P.symmetric_times(x), A.times(x), A.transposed_times(z)
         r_x, r_s = Px + q + pull, Ax + s - b
-        quadratic, linear, support = (x * Px).sum(1), (x * q).sum(1), (b * z).sum(1)
+        quadratic, linear, support = np.vecdot(x, Px), np.vecdot(x, q), np.vecdot(b, z)
         gap = abs(quadratic + linear + support)
         error = np.maximum(
-            self._excess(_size(r_s), np.maximum(np.maximum(_size(Ax), _size(s)), _size(b))),
-            self._excess(_size(r_x), np.maximum(np.maximum(_size(Px), _size(q)), _size(pull))),
+            self._excess(largest(r_s), reduce(np.maximum, map(largest, (Ax, s, b)))),
+            self._excess(largest(r_x), reduce(np.maximum, map(largest, (Px, q, pull)))),
         )
         if not self.mu:
             scale = abs(quadratic) + abs(linear) + abs(support)
@@ -133,7 +139,7 @@ class Judge:
         An entry of a residual that is all that its terms are, while these are far above rounding,
         says that a variable or a row has not been looked at.
         """
-        if (_size(found.r_x) <= ROUNDING).all() and (_size(found.r_s) <= ROUNDING).all():
+        if (largest(found.r_x) <= ROUNDING).all() and (largest(found.r_s) <= ROUNDING).all():
             return np.ones(len(found.error), bool)
         P, A = self.stack.P.absolute(), self.stack.A.absolute()
         x, z = abs(found.x), abs(found.z)
@@ -163,8 +169,7 @@ class Judge:
         for a step, where many are close to their kinks. As long as steps shrink the error a lot,
         the conditions around the first point serve the next ones as well.
         """
-        best = Candidates(*(t.copy() for t in start))
-        here, going = start, np.arange(len(start.error))
+        best, here, going = start, start, np.arange(len(start.error))
         # The conditions that each has: which ones, and the number there.
         made: list[Linearised] = []
         source, place = np.full(len(going), -1), np.zeros(len(going), np.int64)
@@ -185,7 +190,7 @@ class Judge:
                 step = step.put(own, part)
             moved = judge.measure(here.moved(step))
             source[going[~(moved.error < QUICKLY * here.error)]] = -1
-            best.put(going, moved, moved.error < best.error[going])
+            best = best.replaced(going, moved, moved.error < best.error[going])
             better = np.flatnonzero((moved.error < here.error) | (moved.norm < here.norm))
             going, here = going[better], moved.take(better)
         return best
@@ -193,11 +198,6 @@ class Judge:
 
 def _are_even(residual: Floats, terms: Floats) -> Booleans:
     # Where a solution is zero its terms are rounding themselves; programs come in units near one.
-    rounding = ROUNDING * np.maximum(1.0, _size(terms))[:, None]
+    rounding = ROUNDING * np.maximum(1.0, largest(terms))[:, None]
     even: Booleans = np.all(~(residual > np.maximum(UNEVEN * terms, rounding)), axis=1)
     return even
-
-
-def _size(t: Floats) -> Floats:
-    size: Floats = abs(t).max(1, initial=0.0)
-    return size

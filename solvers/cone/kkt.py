@@ -78,12 +78,14 @@ class Linearised:
 
     def _dense(self, stack: Stack, which: Integers) -> "_Part":
         some, boundary = stack.take(which), self.boundary.take(which)
+        C, k = boundary.times(some.A.dense()), self.counts[which[0]]
+        if k == C.shape[1]:
+            return _Part(which, Dense(some.P.symmetric(), C, boundary.values), None)
         # Active rows, and inactive ones to fill up the number.
         order = np.argsort(~self.active[which], axis=1, kind="stable")
-        rows = np.sort(order[:, : self.counts[which[0]]], axis=1)
+        rows = np.sort(order[:, :k], axis=1)
         each = np.arange(len(which))[:, None]
-        C = boundary.times(some.A.dense())[each, rows]
-        systems = Dense(some.P.symmetric(), C, boundary.values[each, rows])
+        systems = Dense(some.P.symmetric(), C[each, rows], boundary.values[each, rows])
         of_x = np.broadcast_to(np.arange(self.n), (len(which), self.n))
         return _Part(which, systems, np.concatenate((of_x, self.n + rows), 1))
 
@@ -108,17 +110,20 @@ class Linearised:
             boundary = boundary.take(which)
             parts = [part.take(which) for part in parts]
         right = np.concatenate((r_x, boundary.times(r_s)), 1)
-        solution, residual = np.zeros_like(right), np.zeros((len(right), right.shape[2]))
+        if len(parts) == 1 and parts[0].rows is None:
+            solution, residual = parts[0].systems.solve(right, rough=rough)
+        else:
+            solution, residual = np.zeros_like(right), np.zeros((len(right), right.shape[2]))
 
-        def one(part: _Part) -> None:
-            places: Any = part.members
-            if part.rows is not None:
-                places = part.members[:, None], part.rows
-            solution[places], residual[part.members] = part.systems.solve(
-                right[places], rough=rough
-            )
+            def one(part: _Part) -> None:
+                places: Any = part.members
+                if part.rows is not None:
+                    places = part.members[:, None], part.rows
+                solution[places], residual[part.members] = part.systems.solve(
+                    right[places], rough=rough
+                )
 
-        spread(one, [part for part in parts if len(part.members)])
+            spread(one, [part for part in parts if len(part.members)])
         z = boundary.transposed_times(solution[:, self.n :])
         return Step(solution[:, : self.n], z, residual.max(1, initial=0.0))
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,20 @@ from .cone import Cone, Number
 from .polyhedral import NonnegativeCone, ZeroCone
 
 Floats = NDArray[np.float64]
+
+
+class Part(NamedTuple):
+    """Equal cones and where they are.
+
+    Attributes:
+        cone: One of them.
+        rows: Their rows, one cone after the other: a slice, which needs no copies, where possible.
+        shape: Their number and the rows of each.
+    """
+
+    cone: Cone
+    rows: slice | NDArray[np.int64]
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,11 @@ class ConeProduct:
             lengths += [1] * cone.rows if cone.elementwise else [cone.rows]
         return np.repeat(np.arange(len(lengths)), lengths)
 
+    @cached_property
+    def heads(self) -> NDArray[np.int64]:
+        """The first row of each block."""
+        return np.flatnonzero(np.diff(self.blocks, prepend=-1))
+
     @property
     def equalities(self) -> list[bool]:
         """Which rows are those of zero cones."""
@@ -122,6 +142,17 @@ class ConeProduct:
         ]
         return elementwise + [(cone, torch.tensor(rows)) for cone, rows in starts.items()]
 
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The same for arrays."""
+        parts = []
+        for cone, index in self.groups:
+            rows = index.numpy().reshape(-1)
+            in_a_row = rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all()
+            where = slice(int(rows[0]), int(rows[-1]) + 1) if in_a_row else rows
+            parts.append(Part(cone, where, tuple(index.shape)))
+        return parts
+
     def project(self, v: Tensor, mu: Number = 0.0) -> Tensor:
         r"""Every cone's nearest point or central path; see :meth:`Cone.project`.
 
@@ -136,10 +167,13 @@ class ConeProduct:
     def nearest(self, v: Floats, near: Floats, mu: float = 0.0) -> Floats:
         """What :meth:`project` gives, for arrays ``(B, rows)`` and with a guess of the result."""
         result = np.empty(v.shape)
-        for cone, index in self.groups:
-            rows = index.numpy()
-            guess = (torch.from_numpy(near[:, rows]),) if cone.iterative else ()
-            result[:, rows] = cone.project(torch.from_numpy(v[:, rows]), mu, *guess).numpy()
+        for cone, rows, shape in self.parts:
+            own = v[:, rows].reshape(-1, *shape)
+            guess: tuple[Tensor, ...] = ()
+            if cone.iterative:
+                guess = (torch.from_numpy(near[:, rows].reshape(own.shape)),)
+            nearest = cone.project(torch.from_numpy(own), mu, *guess).numpy()
+            result[:, rows] = nearest.reshape(len(v), -1)
         return result
 
     def derivative(self, v: Tensor, w: Tensor, mu: Number = 0.0) -> Tensor:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .product import ConeProduct
 from .sparse import Compressed
 
 Floats = NDArray[np.float64]
@@ -117,26 +118,25 @@ class Scaling:
 
 
 def scaling_of(
-    P: Compressed, A: Compressed, blocks: Integers, primal: Floats, dual: Floats
+    P: Compressed, A: Compressed, cones: ConeProduct, primal: Floats, dual: Floats
 ) -> Scaling | None:
     """Equilibrate; None where no program needs it.
 
     Args:
         P: Upper triangles.
         A: All rows.
-        blocks: A number for each row, the same for rows that are scaled alike ``(m)``.
+        cones: The product of cones, within each of which rows are scaled alike.
         primal: Sizes of the slacks, as far as they are known; 0 where not ``(B)``.
         dual: Sizes of the multipliers ``(B)``.
     """
     batch, n, m = len(primal), A.shape[1], A.shape[0]
-    total = abs(P.data).sum(1) + abs(A.data).sum(1) + primal + dual
-    finite = np.isfinite(total)
+    of_P, of_A = abs(P.data), abs(A.data)
+    finite = np.isfinite(of_P.sum(1) + of_A.sum(1) + primal + dual)
     sigma = np.where(finite & (primal > 0) & ~_is_near(primal, NORMAL_SIZE), primal, 1.0)
     kappa = np.where(finite & (dual > 0) & ~_is_near(dual, NORMAL_SIZE), dual, 1.0) ** -1
     factor = sigma * kappa
-    of_P = abs(P.data) if (factor == 1.0).all() else abs(P.data) * factor[:, None]
-    of_A = abs(A.data)
-    far = finite & ~_is_even(*_sizes(P, A, blocks, of_P, of_A), NORMAL)
+    of_P = of_P if (factor == 1.0).all() else of_P * factor[:, None]
+    far = finite & ~_is_even(*_sizes(P, A, cones, of_P, of_A), NORMAL)
     if not far.any() and (sigma == 1.0).all() and (kappa == 1.0).all():
         return None
     rows, columns = np.ones((batch, m)), np.ones((batch, n))
@@ -144,7 +144,7 @@ def scaling_of(
     of_P, of_A = (t[which] if len(t) > 1 else np.repeat(t, len(which), 0) for t in (of_P, of_A))
     going = np.ones(len(which), bool)
     for _ in range(ROUNDS):
-        in_columns, in_rows = _sizes(P, A, blocks, of_P, of_A)
+        in_columns, in_rows = _sizes(P, A, cones, of_P, of_A)
         going &= ~_is_even(in_columns, in_rows, CLOSE)
         if not going.any():
             break
@@ -160,7 +160,7 @@ def scaling_of(
 
 
 def _sizes(
-    P: Compressed, A: Compressed, blocks: Integers, of_P: Floats, of_A: Floats
+    P: Compressed, A: Compressed, cones: ConeProduct, of_P: Floats, of_A: Floats
 ) -> tuple[Floats, Floats]:
     """The largest entries of columns ``(B, n)``, and of rows that are scaled alike ``(B, m)``."""
     in_columns = P.pattern.largest(of_P, of_rows=False)
@@ -168,22 +168,18 @@ def _sizes(
         in_columns = np.maximum(in_columns, P.pattern.largest(of_P, of_rows=True))
     in_columns = np.maximum(in_columns, A.pattern.largest(of_A, of_rows=False))
     in_rows = A.pattern.largest(of_A, of_rows=True)
-    if len(blocks):
-        starts = np.flatnonzero(np.diff(blocks, prepend=-1))
-        in_rows = np.maximum.reduceat(in_rows, starts, axis=1)[:, blocks]
+    if not cones.elementwise:
+        in_rows = np.maximum.reduceat(in_rows, cones.heads, axis=1)[:, cones.blocks]
     return in_columns, in_rows
 
 
 def _is_near(sizes: Floats, factor: float) -> NDArray[np.bool_]:
-    near: NDArray[np.bool_] = (sizes < factor) & (sizes > 1 / factor)
+    near: NDArray[np.bool_] = (sizes <= factor) & (sizes >= 1 / factor)
     return near
 
 
 def _is_even(in_columns: Floats, in_rows: Floats, factor: float) -> NDArray[np.bool_]:
     """Whether all sizes but zeros are within a factor of one ``(B)``."""
-    low = 1 / factor
-    columns, rows = (
-        np.all((t == 0) | ((t <= factor) & (t >= low)), axis=1) for t in (in_columns, in_rows)
-    )
+    columns, rows = (np.all((t == 0) | _is_near(t, factor), axis=1) for t in (in_columns, in_rows))
     even: NDArray[np.bool_] = columns & rows
     return even

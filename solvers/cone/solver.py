@@ -14,6 +14,7 @@ from .._threads import calm, spread
 from ..batch import flat
 from ..outcomes import table
 from ..solution import Solution, Status
+from .arrays import largest
 from .cone_program import ConeProgram
 from .judge import Candidates, Judge
 from .product import ConeProduct
@@ -100,8 +101,8 @@ class Outcome:
             r_x, r_s = r_x * scaling.of_r_x, r_s * scaling.of_s
             value, gap = value * scaling.of_value, gap * scaling.of_value
         self.status.numpy()[numbers] = status
-        self.primal.numpy()[numbers] = abs(r_s).max(1, initial=0.0)
-        self.dual.numpy()[numbers] = abs(r_x).max(1, initial=0.0)
+        self.primal.numpy()[numbers] = largest(r_s)
+        self.dual.numpy()[numbers] = largest(r_x)
         self.gap.numpy()[numbers] = gap
         shown = status <= int(Status.MAX_ITERATIONS)
         for own, part in (

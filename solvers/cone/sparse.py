@@ -252,6 +252,6 @@ class Assembly:
         if self.order is not None:
             return Compressed(values[:, self.order], self.pattern)
         count, size = len(values), len(self.pattern.indices)
-        keys = _repeated(self.place, size, count)
+        keys = self.place if count == 1 else _repeated(self.place, size, count)
         data = np.bincount(keys, values.reshape(-1), count * size)
         return Compressed(data.astype(np.float64, copy=False).reshape(count, size), self.pattern)

@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..batch import flat
 from ..matrix import Matrix
+from .arrays import largest
 from .cone_program import ConeProgram
 from .direct import are_semidefinite, is_dense
 from .product import ConeProduct
@@ -167,10 +168,10 @@ def _stack(
 ) -> Stack:
     """Scale where that is needed."""
     if sizes is None:
-        primal, dual = abs(b).max(1, initial=0.0), abs(q).max(1, initial=0.0)
+        primal, dual = largest(b), largest(q)
     else:
         primal, dual = sizes[0][numbers], sizes[1][numbers]
-    scaling = scaling_of(P, A, program.cones.blocks, primal, dual)
+    scaling = scaling_of(P, A, program.cones, primal, dual)
     if scaling is not None:
         q, b = q / scaling.of_r_x, b / scaling.of_s
         P, A = scaling.of_P(P), scaling.of_A(A)
@@ -179,6 +180,8 @@ def _stack(
 
 def _cut(numbers: Integers, P: Pattern, A: Pattern, program: ConeProgram) -> list[Integers]:
     """Pieces that fit into memory with what is made of them."""
+    if len(numbers) == 1:
+        return [numbers]
     side = program.n + program.m
     each = len(P.indices) + len(A.indices) + side
     groups = program.cones.groups
@@ -190,7 +193,7 @@ def _cut(numbers: Integers, P: Pattern, A: Pattern, program: ConeProgram) -> lis
 
 
 def _all(t: Floats, batch: int) -> Floats:
-    return np.broadcast_to(t, (batch, t.shape[1]))
+    return t if len(t) == batch else np.broadcast_to(t, (batch, t.shape[1]))
 
 
 class _Entries(ABC):
