@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -277,13 +278,13 @@ def _is_logarithmic(slot: ParameterSlot) -> bool:
 
 def _check_values(slots: Sequence[ParameterSlot], values: Sequence[Tensor]) -> None:
     for slot, t in zip(slots, values, strict=True):
-        good = _is_allowed(slot, t)
-        if not bool(good.all()):
-            what = "finite and positive" if _is_logarithmic(slot) else "finite"
+        array, positive = t.numpy(force=True), _is_logarithmic(slot)  # a fifth of torch's price
+        if not (np.isfinite(array).all() and (not positive or (array > 0).all())):
+            good = _is_allowed(slot, t)
             raise ValueError(
-                f"CvxpyLayer: parameter {slot.name} must be {what}; got {int((~good).sum())} "
-                f"entries that are not, of {t.numel()}. Mend the data, or pass "
-                "on_failure='ignore' to get NaN for these elements only."
+                f"CvxpyLayer: parameter {slot.name} must be finite{' and positive' * positive}; "
+                f"got {int((~good).sum())} entries that are not, of {t.numel()}. Mend the data, or "
+                "pass on_failure='ignore' to get NaN for these elements only."
             )
 
 

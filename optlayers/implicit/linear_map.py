@@ -60,6 +60,11 @@ class LinearMap:
         """The map of the transposed matrix, without a constant."""
         return LinearMap(self.matrix.T.tocsr(), None, self.linear)
 
+    @property
+    def constant(self) -> Tensor:
+        """What is added to the product."""
+        return torch.zeros(self.matrix.shape[0]).double() if self.offset is None else self.offset
+
     def of(self, x: Tensor) -> Tensor:
         """``(*batch, p)`` to ``(*batch, k)``."""
         product = self._times(x)
@@ -148,4 +153,6 @@ class _Product:
 
 def affine_map(key: str, x: Tensor) -> Tensor:
     """The map of that name at ``x`` ``(*batch, p)``, differentiable to any order."""
+    if x.shape == (0,) and not torch.compiler.is_compiling():
+        return _maps[key].constant.to(x.device)
     return solve_implicitly(_Product(key), x)[0]

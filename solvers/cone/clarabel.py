@@ -77,7 +77,8 @@ class Clarabel(ConeSolver):
                 if solver is None:
                     solver = clarabel.DefaultSolver(instance.P, instance.q, A, b, made, settings)
                 else:
-                    solver.update(P=instance.P.data, q=instance.q, A=A.data, b=b)
+                    data = (t.tolist() for t in (instance.P.data, instance.q, A.data, b))
+                    solver.update(**dict(zip("PqAb", data, strict=True)))  # lists are read faster
                 answer = solver.solve()
             except BaseException as error:
                 # Failed assertions, as of generalised power cones, are no Exception.
