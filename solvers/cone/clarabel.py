@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Accuracy of the linear solves, as a share of the tolerance.
 STEP_ACCURACY = 1e-2
+# Numbers that a solver holds for each that it is given, more or less.
+SOLVER_NUMBERS = 20
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Clarabel(ConeSolver):
         settings.max_threads = 1 if batch > 1 else available()
         spelled = _spelled(cones)
         made, T = spelled.cones, spelled.T
-        common = spelled, eps_abs, eps_rel, self.max_iter, settings.max_threads
+        common = spelled.text, eps_abs, eps_rel, self.max_iter, settings.max_threads
         nobody = partial(Idle, available())
 
         def find(instance: Instance, start: Point | None) -> Answer:
@@ -70,7 +72,7 @@ class Clarabel(ConeSolver):
             if T is not None:
                 TA = (T @ sp.csc_array((A.data, A.indices, A.indptr), A.shape)).tocsc()
                 A, b = Compressed(TA.data, Pattern(TA.indices, TA.indptr, TA.shape)), T @ b
-            size = instance.P.nnz + A.nnz + sum(A.shape)
+            size = SOLVER_NUMBERS * (instance.P.nnz + A.nnz + sum(A.shape))
             idle = A.pattern.derived((*common, instance.P.pattern), size, nobody)
             try:
                 solver = idle.take()
@@ -118,10 +120,17 @@ Spelling = list[tuple[str, tuple[Any, ...]]]
 
 @dataclass(frozen=True, eq=False)
 class _Spelled:
-    """Clarabel's objects for a product of cones, and ``T``; see :func:`spell`."""
+    """Clarabel's objects for a product of cones, and ``T``; see :func:`spell`.
+
+    Attributes:
+        cones: Clarabel's objects.
+        T: The map into them.
+        text: The same for equal cones; other keys that may be compared take longer to hash.
+    """
 
     cones: list[Any]
     T: "sp.csr_array | None"
+    text: str
 
 
 _known: "WeakIdKeyDictionary" = WeakIdKeyDictionary()
@@ -133,7 +142,8 @@ def _spelled(cones: ConeProduct) -> _Spelled:
 
     if cones not in _known:
         kinds, T = spell(cones)
-        _known[cones] = _Spelled([getattr(clarabel, name)(*args) for name, args in kinds], T)
+        made = [getattr(clarabel, name)(*arguments) for name, arguments in kinds]
+        _known[cones] = _Spelled(made, T, repr(kinds))
     spelled: _Spelled = _known[cones]
     return spelled
 

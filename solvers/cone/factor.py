@@ -23,6 +23,8 @@ Solve = Callable[[Floats], Floats]  # of one right-hand side
 QDLDL_SIDE = 1500
 # Entries of all matrices whose solvers wait for others with the same pattern.
 IDLE_ENTRIES = 1 << 17
+# Numbers that a plan and a solver or two hold for each entry, more or less.
+PLAN_NUMBERS = 40
 # The shift, relative to the largest entry; without pivoting, rounding asks for a large one.
 SHIFT = 1e-8
 TINY = float(np.finfo(np.float64).tiny)
@@ -37,7 +39,8 @@ def plan_of(P: Pattern, CT: Pattern, counting: Booleans) -> "Plan":
         counting: Which of its columns count ``(m)``.
     """
     make = partial(Plan, P, CT, counting)
-    return CT.derived((P, counting.tobytes()), 4 * (len(P.indices) + len(CT.indices)), make)
+    size = PLAN_NUMBERS * (len(P.indices) + len(CT.indices))
+    return CT.derived((P, counting.tobytes()), size, make)
 
 
 class Plan:

@@ -43,9 +43,9 @@ class Pattern:
         known: Derived | None = self._derived.get(key)
         if known is None:
             known = make()
-            if self._held + size > KEPT_NUMBERS:
-                self._derived, self._held = {}, 0
             if size <= KEPT_NUMBERS:
+                if self._held + size > KEPT_NUMBERS:
+                    self._derived, self._held = {}, 0
                 self._derived[key] = known
                 self._held += size
         return known
