@@ -9,6 +9,7 @@ from torch import Tensor
 
 from solvers._threads import calm, spread
 from solvers.batch import broadcast_shapes
+from solvers.cone.arrays import largest
 from solvers.cone.boundary import Boundary
 from solvers.cone.cone_program import ConeProgram
 from solvers.cone.kkt import Linearised
@@ -105,7 +106,8 @@ class ConicSystem(Conic):
             return t.permute(1, 2, 0).cpu()
 
         def without_columns(t: Tensor, core: int) -> Tensor:
-            return t.reshape(t.shape[max(t.ndim - core - len(shape), 0) :])
+            extra = t.ndim - core - len(shape)
+            return t.reshape(t.shape[extra:]) if extra > 0 else t
 
         def grouped(M: Matrix) -> Matrix:
             return M.with_values(without_columns(M.values, M.core))
@@ -116,9 +118,9 @@ class ConicSystem(Conic):
         slacks, multipliers = (
             without_columns(t, 1).expand(*shape, m).reshape(batch, m).cpu().numpy() for t in (s, z)
         )
-        sizes = tuple(abs(t).max(-1, initial=0.0) for t in (slacks, multipliers))
-        outcomes = without_columns(status, 0).expand(shape).reshape(batch)
-        solved = torch.nonzero(outcomes <= Status.SOLVED_INACCURATE).reshape(-1).tolist()
+        sizes = largest(slacks), largest(multipliers)
+        outcomes = without_columns(status, 0).expand(shape).reshape(batch).cpu().numpy()
+        solved = np.flatnonzero(outcomes <= int(Status.SOLVED_INACCURATE)).tolist()
         right_x, right_s = column(r_x).numpy(), column(r_s).numpy()
         t_x = np.zeros((batch, n, columns.numel()))
         t_z = np.zeros((batch, m, columns.numel()))
@@ -140,13 +142,12 @@ class ConicSystem(Conic):
                 t_z[i] *= scaling.of_z[..., None]
 
         with calm():
-            spread(one, stacks_of(program, solved, (sizes[0], sizes[1])))
+            spread(one, stacks_of(program, solved, sizes))
         self._report(residual)
 
         def back(t: np.ndarray) -> Tensor:
-            moved = torch.from_numpy(t).permute(2, 0, 1)
-            moved = moved.clone(memory_format=torch.contiguous_format).view(*full, t.shape[1])
-            return moved.to(s.device)
+            moved = np.ascontiguousarray(t.transpose(2, 0, 1)).reshape(*full, t.shape[1])
+            return torch.from_numpy(moved).to(s.device)
 
         return back(t_x), back(t_z)
 

@@ -1,7 +1,7 @@
 """Clarabel, a compiled interior-point method for all cones, one program after the other."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,23 +48,11 @@ class Clarabel(ConeSolver):
         import clarabel  # imported when used: it costs every other user of the package time
         import scipy.sparse as sp
 
-        settings = clarabel.DefaultSettings()
-        settings.verbose = False
-        settings.max_iter = self.max_iter
-        settings.tol_feas = settings.tol_gap_abs = eps_abs
-        settings.tol_gap_rel = eps_rel
-        # Steps need not be much more accurate than what they lead to; 1e-13 is the default.
-        accuracy = max(STEP_ACCURACY * eps_abs, 1e-13)
-        settings.iterative_refinement_reltol = settings.iterative_refinement_abstol = accuracy
-        settings.presolve_enable = False  # it would drop rows
-        settings.equilibrate_enable = eps_abs < NEAR  # programs come scaled; a last resort
-        settings.chordal_decomposition_enable = any(
-            isinstance(cone, PositiveSemidefiniteCone) for cone, _ in cones.groups
-        )
-        settings.max_threads = 1 if batch > 1 else available()
         spelled = _spelled(cones)
         made, T = spelled.cones, spelled.T
-        common = spelled.text, eps_abs, eps_rel, self.max_iter, settings.max_threads
+        threads = 1 if batch > 1 else available()
+        chosen = self.max_iter, eps_abs, eps_rel, spelled.semidefinite, threads
+        settings, common = _settings(*chosen), (spelled.text, *chosen)
         nobody = partial(Idle, available())
 
         def find(instance: Instance, start: Point | None) -> Answer:
@@ -104,6 +92,28 @@ class Clarabel(ConeSolver):
         return find
 
 
+@lru_cache(maxsize=32)
+def _settings(
+    max_iter: int, eps_abs: float, eps_rel: float, semidefinite: bool, threads: int
+) -> Any:
+    """Clarabel's settings, which nobody may change."""
+    import clarabel
+
+    settings = clarabel.DefaultSettings()
+    settings.verbose = False
+    settings.max_iter = max_iter
+    settings.tol_feas = settings.tol_gap_abs = eps_abs
+    settings.tol_gap_rel = eps_rel
+    # Steps need not be much more accurate than what they lead to; 1e-13 is the default.
+    accuracy = max(STEP_ACCURACY * eps_abs, 1e-13)
+    settings.iterative_refinement_reltol = settings.iterative_refinement_abstol = accuracy
+    settings.presolve_enable = False  # it would drop rows
+    settings.equilibrate_enable = eps_abs < NEAR  # programs come scaled; a last resort
+    settings.chordal_decomposition_enable = semidefinite
+    settings.max_threads = threads
+    return settings
+
+
 # What ends without a definite answer may still be near enough for Newton's method.
 _STATUS = {
     "Solved": Status.SOLVED,
@@ -126,11 +136,13 @@ class _Spelled:
         cones: Clarabel's objects.
         T: The map into them.
         text: The same for equal cones; other keys that may be compared take longer to hash.
+        semidefinite: Whether semidefinite cones are among them.
     """
 
     cones: list[Any]
     T: "sp.csr_array | None"
     text: str
+    semidefinite: bool
 
 
 _known: "WeakIdKeyDictionary" = WeakIdKeyDictionary()
@@ -143,7 +155,8 @@ def _spelled(cones: ConeProduct) -> _Spelled:
     if cones not in _known:
         kinds, T = spell(cones)
         made = [getattr(clarabel, name)(*arguments) for name, arguments in kinds]
-        _known[cones] = _Spelled(made, T, repr(kinds))
+        semidefinite = any(isinstance(cone, PositiveSemidefiniteCone) for cone in cones.cones)
+        _known[cones] = _Spelled(made, T, repr(kinds), semidefinite)
     spelled: _Spelled = _known[cones]
     return spelled
 
