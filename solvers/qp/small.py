@@ -172,7 +172,7 @@ def _solve_lu(K: Floats, right: Floats) -> Floats | None:
     """Solutions by LU, of torch's library where numpy's would use threads and wait for them."""
     if K.shape[-1] < NUMPYS:
         try:
-            return np.linalg.solve(K, right)
+            return np.asarray(np.linalg.solve(K, right), np.float64)
         except np.linalg.LinAlgError:
             return None
     with calm():
