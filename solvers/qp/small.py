@@ -30,9 +30,10 @@ Floats = NDArray[np.float64]
 # all of them together: where calls stop to matter, batched Cholesky factors win, first in the
 # derivatives.
 SIDE_ALONE, SIDE, ENTRIES = 220, 130, 130_000
-# Side from which matrices are factored by torch's library. Numpy's is slower there, and from 100 on
-# it uses threads: with one of two cores busy elsewhere, that took a hundred milliseconds.
-NUMPYS = 48
+# Matrices of this side, if there are as many entries in all, are factored by torch's library.
+# Numpy's is slower there, and has threads from a side of 100 on: with one of two cores busy
+# elsewhere, 0.1 ms became a hundred.
+TORCHS_SIDE, TORCHS_ENTRIES = 32, 10_000
 # Lengths of rows, and of the longest row of the Hessian, between which all is plain: the compiled
 # solver drops tiny rows, and takes large Hessians for rows that are tiny.
 SMALLEST, LARGEST = 1e-2, 1e2
@@ -160,7 +161,8 @@ def kkt_solve(
     solved = _solve_lu(K, both)
     if solved is None:
         return None
-    size = np.sqrt(np.vecdot(entries, entries))
+    # Row by row, for products of 10 000 entries and more have threads, as above.
+    size = np.sqrt(np.add.reduce(np.vecdot(K, K), -1))
     if not (size * np.maximum.reduce(abs(solved[..., 1]), -1) < CONDITION).all():
         return None
     solution = np.zeros_like(right)
@@ -170,7 +172,7 @@ def kkt_solve(
 
 def _solve_lu(K: Floats, right: Floats) -> Floats | None:
     """Solutions by LU, of torch's library where numpy's would use threads and wait for them."""
-    if K.shape[-1] < NUMPYS:
+    if K.shape[-1] < TORCHS_SIDE or K.size < TORCHS_ENTRIES:
         try:
             return np.asarray(np.linalg.solve(K, right), np.float64)
         except np.linalg.LinAlgError:
