@@ -111,21 +111,50 @@ class ActiveSet(QPSolver):
             bad = np.broadcast_to(bad, rows.batch)
             wanted = ~bad if wanted is None else wanted & ~bad
         ends = torch.from_numpy(upper), torch.from_numpy(lower)
-        elimination = Elimination.of(M, rows.p)
-        if elimination is None:
-            least = M, *ends
-        else:
-            least, sense = elimination.reduce(*ends), sense[:, rows.p :]
-        C, upper, lower = (t.numpy() for t in least)
-        found = _daqp.solve_batch(
-            None, None, C, upper, lower, sense, rows.batch, self.max_iter, wanted,
-            loose=self.eps_abs,
-        )  # fmt: skip
-        u, lam, status, iterations = map(torch.from_numpy, found)
-        if elimination is not None:
-            u, lam = elimination.expand(u, lam)
+        u, lam, status, iterations = self._least_distance(rows, M, *ends, sense, wanted)
         x = kkt.solve_upper(L, u[..., None] - v)[..., 0]
         return x, lam / norm, status, iterations
+
+    def _least_distance(
+        self,
+        rows: Rows,
+        M: Tensor,
+        upper: Tensor,
+        lower: Tensor,
+        sense: Ints,
+        wanted: Mask | None,
+    ) -> Found:
+        """The shortest points, without their equalities where that is regular and pays."""
+        elimination = Elimination.of(M, rows.p, rows.batch)
+        if elimination is None:
+            return self._walk(rows.batch, M, upper, lower, sense, wanted)
+        regular = np.broadcast_to(elimination.regular, rows.batch)
+        wanted = np.ones_like(regular) if wanted is None else wanted
+        reduced, of_rest = elimination.reduce(upper, lower), sense[:, rows.p :]
+        found = self._walk(rows.batch, *reduced, of_rest, wanted & regular)
+        found = *elimination.expand(*found[:2]), *found[2:]
+        if not regular.all():
+            others = self._walk(rows.batch, M, upper, lower, sense, wanted & ~regular)
+            mask = torch.from_numpy(~regular)
+            for whole, part in zip(found, others, strict=True):
+                whole[mask] = part[mask]
+        return found
+
+    def _walk(
+        self,
+        batch: int,
+        M: Tensor,
+        upper: Tensor,
+        lower: Tensor,
+        sense: Ints,
+        wanted: Mask | None,
+    ) -> Found:
+        x, lam, status, iterations = _daqp.solve_batch(
+            None, None, M.numpy(), upper.numpy(), lower.numpy(), sense, batch, self.max_iter,
+            wanted, loose=self.eps_abs,
+        )  # fmt: skip
+        found = [torch.from_numpy(t) for t in (x, lam, status, iterations)]
+        return found[0], found[1], found[2], found[3]
 
     def _linear(self, rows: Rows, factor: kkt.Factor, sense: Ints, wanted: Mask) -> Found:
         """A linear program as it is, with unit rows."""

@@ -246,6 +246,8 @@ def _own_rows(
     index, valid = padded_indices(active, size)
     columns = index[..., None].expand(*index.shape, w.shape[-1])
     Ma = gather_rows(M, index)
+    if valid is not None:
+        Ma *= valid[..., None]
     found, dependent = _solve_schur(
         times(Ma, Ma.mT), times(Ma, w) - target.gather(1, columns), valid, size
     )
@@ -278,6 +280,8 @@ def _shared_rows(
     index, valid = padded_indices(rest, size)
     columns = index[..., None].expand(*index.shape, w.shape[-1])
     S = gram_rest[index[:, :, None], index[:, None, :]]
+    if valid is not None:
+        S *= valid[:, :, None] & valid[:, None, :]
     found, dependent = _solve_schur(S, residual.gather(1, columns), valid, size)
     multipliers = torch.zeros_like(target).scatter_add_(1, columns, found)
     if eliminated:
@@ -291,16 +295,15 @@ def _shared_rows(
 def _solve_schur(
     S: Tensor, residual: Tensor, valid: Tensor | None, size: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Solve with padded Schur complements; say which are singular."""
+    """Solve with Schur complements whose padding is zero, in place; say which are singular."""
     if valid is not None:
         residual = residual * valid[..., None]
-        S = S * (valid[:, :, None] & valid[:, None, :])
         S.diagonal(dim1=-2, dim2=-1).add_((~valid).to(S))
     if not S.shape[-1]:
         return residual, torch.zeros(len(S), dtype=torch.bool, device=S.device)
     LS, info = torch.linalg.cholesky_ex(S)
     dependent = (info != 0) | (LS.diagonal(dim1=-2, dim2=-1).amin(-1) ** 2 < DEPENDENT)
-    found = torch.cholesky_solve(residual, LS)
+    found = solve_upper(LS, solve_lower(LS, residual))  # without the copies of cholesky_solve
     if valid is not None:
         found = found * valid[..., None]  # dependent rows leave rubbish in the padding, too
     return found, dependent

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._threads import calm
 from ..batch import flat
 from ..solution import Status
 from . import _daqp
@@ -25,9 +26,14 @@ from .solver import Outcome
 
 Floats = NDArray[np.float64]
 
-# Largest side of a KKT matrix, and largest number of entries of all of them together: where calls
-# stop to matter, batched Cholesky factors win, first in the derivatives.
-SIDE, ENTRIES = 130, 130_000
+# Largest side of a KKT matrix, of one problem's and of several's, and largest number of entries of
+# all of them together: where calls stop to matter, batched Cholesky factors win, first in the
+# derivatives.
+SIDE_ALONE, SIDE, ENTRIES = 220, 130, 130_000
+# Matrices of this side, if there are as many entries in all, are factored by torch's library.
+# Numpy's is slower there, and has threads from a side of 100 on: with one of two cores busy
+# elsewhere, 0.1 ms became a hundred.
+TORCHS_SIDE, TORCHS_ENTRIES = 32, 10_000
 # Lengths of rows, and of the longest row of the Hessian, between which all is plain: the compiled
 # solver drops tiny rows, and takes large Hessians for rows that are tiny.
 SMALLEST, LARGEST = 1e-2, 1e2
@@ -39,7 +45,8 @@ GOLDEN = 0.5 * (1 + 5**0.5)
 
 def is_small(batch: int, side: int) -> bool:
     """Whether this file should be tried at all."""
-    return batch > 0 and side <= SIDE and batch * side * side <= ENTRIES
+    largest = SIDE if batch > 1 else SIDE_ALONE
+    return batch > 0 and side <= largest and batch * side * side <= ENTRIES
 
 
 @np.errstate(all="ignore")
@@ -151,16 +158,28 @@ def kkt_solve(
     both = np.zeros((batch, side, 2))
     both[:, :n, 0], both[..., 1] = right[:, :n], _probe(side)
     both[:, n:, 0][taken] = right[:, n:][active]
-    try:
-        solved = np.linalg.solve(K, both)
-    except np.linalg.LinAlgError:
+    solved = _solve_lu(K, both)
+    if solved is None:
         return None
-    size = np.sqrt(np.vecdot(entries, entries))
+    # Row by row, for products of 10 000 entries and more have threads, as above.
+    size = np.sqrt(np.add.reduce(np.vecdot(K, K), -1))
     if not (size * np.maximum.reduce(abs(solved[..., 1]), -1) < CONDITION).all():
         return None
     solution = np.zeros_like(right)
     solution[:, :n], solution[:, n:][active] = solved[:, :n, 0], solved[:, n:, 0][taken]
     return solution
+
+
+def _solve_lu(K: Floats, right: Floats) -> Floats | None:
+    """Solutions by LU, of torch's library where numpy's would use threads and wait for them."""
+    if K.shape[-1] < TORCHS_SIDE or K.size < TORCHS_ENTRIES:
+        try:
+            return np.asarray(np.linalg.solve(K, right), np.float64)
+        except np.linalg.LinAlgError:
+            return None
+    with calm():
+        solved, info = torch.linalg.solve_ex(torch.from_numpy(K), torch.from_numpy(right))
+    return None if info.numpy().any() else solved.numpy()
 
 
 @cache
