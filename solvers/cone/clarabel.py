@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Accuracy of the linear solves, as a share of the tolerance.
 STEP_ACCURACY = 1e-2
+# Cones whose linear systems are so ill-conditioned that their solutions have to be refined.
+REFINED = SecondOrderCone, GeneralizedPowerCone
 # Numbers that a solver holds for each that it is given, more or less.
 SOLVER_NUMBERS = 20
 
@@ -51,7 +53,7 @@ class Clarabel(ConeSolver):
         spelled = _spelled(cones)
         made, T = spelled.cones, spelled.T
         threads = 1 if batch > 1 else available()
-        chosen = self.max_iter, eps_abs, eps_rel, spelled.semidefinite, threads
+        chosen = self.max_iter, eps_abs, eps_rel, spelled.kinds, threads
         settings, common = _settings(*chosen), (spelled.text, *chosen)
         nobody = partial(Idle, available())
 
@@ -94,7 +96,7 @@ class Clarabel(ConeSolver):
 
 @lru_cache(maxsize=32)
 def _settings(
-    max_iter: int, eps_abs: float, eps_rel: float, semidefinite: bool, threads: int
+    max_iter: int, eps_abs: float, eps_rel: float, kinds: frozenset[type[Cone]], threads: int
 ) -> Any:
     """Clarabel's settings, which nobody may change."""
     import clarabel
@@ -107,9 +109,10 @@ def _settings(
     # Steps need not be much more accurate than what they lead to; 1e-13 is the default.
     accuracy = max(STEP_ACCURACY * eps_abs, 1e-13)
     settings.iterative_refinement_reltol = settings.iterative_refinement_abstol = accuracy
+    settings.iterative_refinement_enable = eps_abs < NEAR or not kinds.isdisjoint(REFINED)
     settings.presolve_enable = False  # it would drop rows
     settings.equilibrate_enable = eps_abs < NEAR  # programs come scaled; a last resort
-    settings.chordal_decomposition_enable = semidefinite
+    settings.chordal_decomposition_enable = PositiveSemidefiniteCone in kinds
     settings.max_threads = threads
     return settings
 
@@ -136,13 +139,13 @@ class _Spelled:
         cones: Clarabel's objects.
         T: The map into them.
         text: The same for equal cones; other keys that may be compared take longer to hash.
-        semidefinite: Whether semidefinite cones are among them.
+        kinds: Types of the cones.
     """
 
     cones: list[Any]
     T: "sp.csr_array | None"
     text: str
-    semidefinite: bool
+    kinds: frozenset[type[Cone]]
 
 
 _known: "WeakIdKeyDictionary" = WeakIdKeyDictionary()
@@ -155,8 +158,7 @@ def _spelled(cones: ConeProduct) -> _Spelled:
     if cones not in _known:
         kinds, T = spell(cones)
         made = [getattr(clarabel, name)(*arguments) for name, arguments in kinds]
-        semidefinite = any(isinstance(cone, PositiveSemidefiniteCone) for cone in cones.cones)
-        _known[cones] = _Spelled(made, T, repr(kinds), semidefinite)
+        _known[cones] = _Spelled(made, T, repr(kinds), frozenset(map(type, cones.cones)))
     spelled: _Spelled = _known[cones]
     return spelled
 
