@@ -63,7 +63,9 @@ class LinearMap:
     @property
     def constant(self) -> Tensor:
         """What is added to the product."""
-        return torch.zeros(self.matrix.shape[0]).double() if self.offset is None else self.offset
+        if self.offset is not None:
+            return self.offset
+        return torch.zeros(self.matrix.shape[0], dtype=torch.float64)
 
     def of(self, x: Tensor) -> Tensor:
         """``(*batch, p)`` to ``(*batch, k)``."""

@@ -170,7 +170,7 @@ class Sparse:
         self, P: Compressed, CT: Compressed, values: Floats, counting: NDArray[np.bool_]
     ) -> None:
         """Shift and factor."""
-        self.P, self.CT, self.values, self.counting = P, CT, values, counting
+        self.P, self.CT, self.values = P, CT, values
         self.plans = [plan_of(P.pattern, CT.pattern, rows) for rows in counting]
         self.shifted = spread(self._factored, range(len(values)))
 
@@ -180,7 +180,7 @@ class Sparse:
             return self
         some = object.__new__(Sparse)
         some.P, some.CT = self.P.take(which), self.CT.take(which)
-        some.values, some.counting = self.values[which], self.counting[which]
+        some.values = self.values[which]
         some.shifted = [self.shifted[j] for j in which.tolist()]
         some.plans = [self.plans[j] for j in which.tolist()]
         return some

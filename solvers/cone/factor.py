@@ -39,6 +39,8 @@ def plan_of(P: Pattern, CT: Pattern, counting: Booleans) -> "Plan":
         counting: Which of its columns count ``(m)``.
     """
     make = partial(Plan, P, CT, counting)
+    if P.shape[0] + np.count_nonzero(counting) > QDLDL_SIDE:
+        return make()  # has no solver to keep, and would put others out
     size = PLAN_NUMBERS * (len(P.indices) + len(CT.indices))
     return CT.derived((P, counting.tobytes()), size, make)
 

@@ -127,14 +127,15 @@ class ActiveSet(QPSolver):
         """The shortest points, without their equalities where that is regular and pays."""
         elimination = Elimination.of(M, rows.p, rows.batch)
         if elimination is None:
-            return self._walk(rows.batch, M, upper, lower, sense, wanted)
+            return self._walk(rows.batch, None, None, M, upper, lower, sense, wanted)
         regular = np.broadcast_to(elimination.regular, rows.batch)
         wanted = np.ones_like(regular) if wanted is None else wanted
         reduced, of_rest = elimination.reduce(upper, lower), sense[:, rows.p :]
-        found = self._walk(rows.batch, *reduced, of_rest, wanted & regular)
+        found = self._walk(rows.batch, None, None, *reduced, of_rest, wanted & regular)
         found = *elimination.expand(*found[:2]), *found[2:]
         if not regular.all():
-            others = self._walk(rows.batch, M, upper, lower, sense, wanted & ~regular)
+            rest = wanted & ~regular
+            others = self._walk(rows.batch, None, None, M, upper, lower, sense, rest)
             mask = torch.from_numpy(~regular)
             for whole, part in zip(found, others, strict=True):
                 whole[mask] = part[mask]
@@ -143,15 +144,19 @@ class ActiveSet(QPSolver):
     def _walk(
         self,
         batch: int,
-        M: Tensor,
+        P: Tensor | None,
+        q: Tensor | None,
+        C: Tensor,
         upper: Tensor,
         lower: Tensor,
         sense: Ints,
         wanted: Mask | None,
     ) -> Found:
+        """The compiled solver; without ``P`` and ``q`` it looks for the shortest points."""
+        P_, q_ = (None if t is None else t.numpy() for t in (P, q))
         x, lam, status, iterations = _daqp.solve_batch(
-            None, None, M.numpy(), upper.numpy(), lower.numpy(), sense, batch, self.max_iter,
-            wanted, loose=self.eps_abs,
+            P_, q_, C.numpy(), upper.numpy(), lower.numpy(), sense, batch, self.max_iter, wanted,
+            loose=self.eps_abs,
         )  # fmt: skip
         found = [torch.from_numpy(t) for t in (x, lam, status, iterations)]
         return found[0], found[1], found[2], found[3]
@@ -174,20 +179,11 @@ class ActiveSet(QPSolver):
     ) -> Found:
         norm = torch.linalg.vector_norm(rows.C, dim=-1)
         norm = torch.where(norm > 0, norm, 1.0)
-        x, lam, status, iterations = _daqp.solve_batch(
-            None if P is None else P.numpy(),
-            q.numpy(),
-            (rows.C / norm[..., None]).numpy(),
-            (rows.upper / norm).numpy(),
-            (rows.lower / norm).numpy(),
-            sense,
-            rows.batch,
-            self.max_iter,
-            wanted,
-            loose=self.eps_abs,
-        )
-        found = [torch.from_numpy(t) for t in (x, lam, status, iterations)]
-        return found[0], found[1] / norm, found[2], found[3]
+        x, lam, status, iterations = self._walk(
+            rows.batch, P, q, rows.C / norm[..., None], rows.upper / norm, rows.lower / norm,
+            sense, wanted,
+        )  # fmt: skip
+        return x, lam / norm, status, iterations
 
 
 def _sense(rows: Rows, start: Start | None) -> Ints:
