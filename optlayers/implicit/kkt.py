@@ -17,15 +17,13 @@ adjoint again is differentiating that program.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from solvers.batch import broadcast_shapes, flat
-from solvers.qp import kkt
+from solvers.qp import kkt, native
 from solvers.qp.quadratic_program import CORE_NDIM
 
 from .batching import batch_first, outer, pair, sum_to
@@ -34,7 +32,6 @@ from .system import (
     SYSTEM_NDIM,
     System,
     nobody_differentiates,
-    solve_plainly,
     stacked_matrices,
 )
 
@@ -68,7 +65,7 @@ class KKTConditions:
         """Cotangents of the inputs; slack and objective need no linear solve of their own."""
         system = self.system(inputs, outputs)
         if not torch.compiler.is_compiling() and nobody_differentiates(cotangents):
-            plain = self._vjp_plainly(inputs, outputs, cotangents, needed, system)
+            plain = self._vjp_natively(inputs, outputs, cotangents, needed, system)
             if plain is not None:
                 return plain
 
@@ -83,7 +80,7 @@ class KKTConditions:
             inputs[:8], outputs[:4], system.side, cotangents[: self.differentiable], needed, adjoint
         )
 
-    def _vjp_plainly(
+    def _vjp_natively(
         self,
         inputs: Tensors,
         outputs: Sequence[Tensor],
@@ -91,37 +88,38 @@ class KKTConditions:
         needed: Sequence[bool],
         system: System,
     ) -> list[Tensor | None] | None:
-        """The same in numpy, on a CPU and where nobody differentiates the gradients again.
-
-        Calls are cheaper, and numpy asks the system for huge pages where torch faults small ones.
-        """
+        """The same in compiled code, where nobody differentiates the gradients again."""
         x, side = outputs[0], system.side
-        batch_shape = x.shape[:-1]
-        if x.device.type != "cpu" or side.shape[:-1] != batch_shape:
+        shape, data = x.shape[:-1], inputs[:8]
+        if system.L is not None or side.shape[:-1] != shape:
             return None
-        data = [None if t is None else t.numpy() for t in inputs[:8]]
-        solution = [t.numpy() for t in outputs[:4]]
-
-        def adjoint(*g: Any) -> tuple[Any, ...]:
-            ends = list(accumulate(t.shape[-1] for t in solution))
-            ranges = list(zip((0, *ends), ends, strict=False))
-            right = np.zeros((*batch_shape, ends[-1]))
-            for (low, high), part in zip(ranges, g, strict=True):
-                if part is not None:
-                    np.negative(part, out=right[..., low:high])
-            P, _, G, _, A = data[:5]
-            a = solve_plainly(P, G, A, system, right)
-            return tuple([a[..., low:high] for low, high in ranges])
-
-        grads = pull_back(
-            data,
-            solution,
-            side.numpy(),
-            [None if g is None else g.numpy() for g in cotangents[: self.differentiable]],
-            needed,
-            adjoint,
-        )
-        return [None if g is None else torch.from_numpy(g) for g in grads]
+        if not native.is_plain(data[0], x, side.shape[-1]):
+            return None
+        asked = [t if need else None for t, need in zip(data, needed[:8], strict=True)]
+        # Matrices that elements share get one product for all of them.
+        own = [
+            t is not None and (core == 1 or t.shape[:-2] == shape)
+            for t, core in zip(asked, DATA_NDIM, strict=True)
+        ]
+        summing = any(t is not None and not o for t, o in zip(asked, own, strict=True))
+        given = [*cotangents[: self.differentiable], None, None][:6]
+        found = native.adjoint(data, outputs[:4], side, given, own, summing)
+        if found is None:
+            return None
+        grads, a = found
+        factors: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        if a is not None:
+            _, y, z, _ = outputs[:4]
+            a_x, a_y, a_z, _ = a.split([t.shape[-1] for t in outputs[:4]], -1)
+            factors = {0: (0.5 * a_x, x, 0.5 * x, a_x), 2: (a_z, x, z, a_x), 4: (a_y, x, y, a_x)}
+        for i, t in enumerate(asked):
+            g = grads[i]
+            if t is not None and g is None:
+                left, b, right, d = factors[i]
+                grads[i] = outer(left, b, right, d, t.shape[:-2])
+            elif t is not None and g is not None:
+                grads[i] = sum_to(g, t.shape)
+        return [*grads, *[None] * (len(needed) - 8)]
 
     def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
         """Tangents of the differentiable outputs."""
@@ -169,13 +167,13 @@ class KKTConditions:
 
 def pull_back(
     data: Sequence[Any],
-    solution: Sequence[Any],
-    side: Any,
+    solution: Sequence[Tensor],
+    side: Tensor,
     cotangents: Sequence[Any],
     needed: Sequence[bool],
-    adjoint: Callable[..., tuple[Any, ...]],
+    adjoint: Callable[..., tuple[Tensor, ...]],
 ) -> list[Any]:
-    r"""Gradients from cotangents; the arrays may be torch's or numpy's.
+    r"""Gradients from cotangents.
 
     Args:
         data: ``P, q, G, h, A, b, lb, ub``.

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..outcomes import table
 from ..solution import Status
-from . import _daqp, kkt, small
+from . import _daqp, kkt, native
 from ._daqp import EQUALITY, LOWER, UPPER
-from .elimination import Elimination
 from .quadratic_program import QuadraticProgram
 from .rows import Rows
 from .screening import malformed
@@ -48,18 +48,19 @@ class ActiveSet(QPSolver):
     def run(
         self, problem: QuadraticProgram, start: Start | None = None, *, with_factor: bool = False
     ) -> Outcome:
-        """Solve a handful of plain problems without ceremony, all others in pieces."""
-        attempt = None
-        if start is None and not self.verbose:
-            attempt = small.solve(problem, self.eps_abs, self.eps_rel, self.max_iter)
-        if attempt is None:
+        """Solve what is plain in compiled code, and everything else in pieces."""
+        guess = None if start is None else start[1]
+        outcome = native.solve(problem, guess, self.eps_abs, self.eps_rel, self.max_iter)
+        settled = None if outcome is None else outcome.status == 0
+        if outcome is None or settled is None or not bool(settled.any()):
             return super().run(problem, start, with_factor=with_factor)
-        outcome, settled = attempt
-        if settled.all():
+        if bool(settled.all()):
+            if self.verbose:
+                print(table(type(self).__name__, outcome))
             return outcome
         # The whole batch again, for in smaller company an element would get other roundings.
         index = torch.arange(len(settled))
-        return replace_part(outcome, super().run(problem), index, torch.from_numpy(~settled))
+        return replace_part(outcome, super().run(problem, start), index, ~settled)
 
     @np.errstate(all="ignore")  # what is not finite is found and said in the verdict
     def iterate(self, rows: Rows, start: Start | None) -> Iterate:
@@ -111,35 +112,9 @@ class ActiveSet(QPSolver):
             bad = np.broadcast_to(bad, rows.batch)
             wanted = ~bad if wanted is None else wanted & ~bad
         ends = torch.from_numpy(upper), torch.from_numpy(lower)
-        u, lam, status, iterations = self._least_distance(rows, M, *ends, sense, wanted)
+        u, lam, status, iterations = self._walk(rows.batch, None, None, M, *ends, sense, wanted)
         x = kkt.solve_upper(L, u[..., None] - v)[..., 0]
         return x, lam / norm, status, iterations
-
-    def _least_distance(
-        self,
-        rows: Rows,
-        M: Tensor,
-        upper: Tensor,
-        lower: Tensor,
-        sense: Ints,
-        wanted: Mask | None,
-    ) -> Found:
-        """The shortest points, without their equalities where that is regular and pays."""
-        elimination = Elimination.of(M, rows.p, rows.batch)
-        if elimination is None:
-            return self._walk(rows.batch, None, None, M, upper, lower, sense, wanted)
-        regular = np.broadcast_to(elimination.regular, rows.batch)
-        wanted = np.ones_like(regular) if wanted is None else wanted
-        reduced, of_rest = elimination.reduce(upper, lower), sense[:, rows.p :]
-        found = self._walk(rows.batch, None, None, *reduced, of_rest, wanted & regular)
-        found = *elimination.expand(*found[:2]), *found[2:]
-        if not regular.all():
-            rest = wanted & ~regular
-            others = self._walk(rows.batch, None, None, M, upper, lower, sense, rest)
-            mask = torch.from_numpy(~regular)
-            for whole, part in zip(found, others, strict=True):
-                whole[mask] = part[mask]
-        return found
 
     def _walk(
         self,

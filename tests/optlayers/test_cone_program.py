@@ -109,7 +109,7 @@ def conditions(cone: object, s: Tensor, z: Tensor, scale: Tensor, at: Tensor) ->
     if not at[0].any():  # at the apex
         return torch.cat([s, unused])
     if isinstance(cone, ol.NonnegativeCone):
-        return torch.cat([torch.where(at[0] > 0, z, s), unused])
+        return torch.cat([torch.where(at[0] > at[1], z, s), unused])
     if isinstance(cone, ol.BoxCone):
         # The slack obeys the rows that hold, the multiplier is a combination of them.
         rows, eye = [torch.eye(cone.rows, dtype=s.dtype)[:1]], torch.eye(cone.rows - 1).double()
