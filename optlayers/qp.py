@@ -15,7 +15,6 @@ from solvers.qp.quadratic_program import (
     QuadraticProgram,
     check,
 )
-from solvers.qp.rows import apart
 from solvers.qp.solver import Outcome, QPSolver, unflatten
 from solvers.solution import Solution, Status
 
@@ -254,7 +253,8 @@ class SolvedProgram(KKTConditions):
                 found = _harmless(found, failed)
         # Forward mode cannot give a tangent to a view.
         x, s = (t.clone() if t._is_view() else t for t in (found.x, found.s))
-        outputs = [x, *apart(found.nu, program), s, found.objective, found.status, found.iterations]
+        outputs = [x, found.y, found.z, found.z_box, s, found.objective]
+        outputs += [found.status, found.iterations]
         outputs += [found.primal, found.dual, found.gap, found.side, *(found.factor or ())]
         batch = found.status.shape[0]
         if len(shape) == 1:
@@ -322,7 +322,9 @@ def _harmless(found: Outcome, failed: Tensor) -> Outcome:
     return replace(
         found,
         x=blank(found.x),
-        nu=blank(found.nu),
+        y=blank(found.y),
+        z=blank(found.z),
+        z_box=blank(found.z_box),
         s=blank(found.s),
         objective=blank(found.objective),
         side=found.side.masked_fill(failed[:, None], 0),

@@ -95,15 +95,14 @@ class KKTConditions:
             return None
         if not native.is_plain(data[0], x, side.shape[-1]):
             return None
-        asked = [t if need else None for t, need in zip(data, needed[:8], strict=True)]
         # Matrices that elements share get one product for all of them.
-        own = [
-            t is not None and (core == 1 or t.shape[:-2] == shape)
-            for t, core in zip(asked, DATA_NDIM, strict=True)
-        ]
-        summing = any(t is not None and not o for t, o in zip(asked, own, strict=True))
+        own, summed = [False] * 8, False
+        for i, (t, core) in enumerate(zip(data, DATA_NDIM, strict=True)):
+            if t is not None and needed[i]:
+                own[i] = core == 1 or t.shape[:-2] == shape
+                summed = summed or not own[i]
         given = [*cotangents[: self.differentiable], None, None][:6]
-        found = native.adjoint(data, outputs[:4], side, given, own, summing)
+        found = native.adjoint(data, outputs[:4], side, given, own, summed)
         if found is None:
             return None
         grads, a = found
@@ -112,14 +111,15 @@ class KKTConditions:
             _, y, z, _ = outputs[:4]
             a_x, a_y, a_z, _ = a.split([t.shape[-1] for t in outputs[:4]], -1)
             factors = {0: (0.5 * a_x, x, 0.5 * x, a_x), 2: (a_z, x, z, a_x), 4: (a_y, x, y, a_x)}
-        for i, t in enumerate(asked):
-            g = grads[i]
-            if t is not None and g is None:
-                left, b, right, d = factors[i]
-                grads[i] = outer(left, b, right, d, t.shape[:-2])
-            elif t is not None and g is not None:
-                grads[i] = sum_to(g, t.shape)
-        return [*grads, *[None] * (len(needed) - 8)]
+        for i, t in enumerate(data):
+            if t is not None and needed[i]:
+                g = grads[i]
+                if g is None:
+                    left, b, right, d = factors[i]
+                    grads[i] = outer(left, b, right, d, t.shape[:-2])
+                elif g.shape != t.shape:
+                    grads[i] = sum_to(g, t.shape)
+        return grads + [None] * (len(needed) - 8)
 
     def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
         """Tangents of the differentiable outputs."""

@@ -50,17 +50,20 @@ class ActiveSet(QPSolver):
     ) -> Outcome:
         """Solve what is plain in compiled code, and everything else in pieces."""
         guess = None if start is None else start[1]
-        outcome = native.solve(problem, guess, self.eps_abs, self.eps_rel, self.max_iter)
-        settled = None if outcome is None else outcome.status == 0
-        if outcome is None or settled is None or not bool(settled.any()):
+        found = native.solve(problem, guess, self.eps_abs, self.eps_rel, self.max_iter)
+        if found is None:
             return super().run(problem, start, with_factor=with_factor)
-        if bool(settled.all()):
+        outcome, unsettled = found
+        if not unsettled:
             if self.verbose:
                 print(table(type(self).__name__, outcome))
             return outcome
         # The whole batch again, for in smaller company an element would get other roundings.
-        index = torch.arange(len(settled))
-        return replace_part(outcome, super().run(problem, start), index, ~settled)
+        whole = super().run(problem, start, with_factor=with_factor)
+        if unsettled == len(outcome.status):
+            return whole
+        index = torch.arange(len(outcome.status))
+        return replace_part(outcome, whole, index, outcome.status != 0)
 
     @np.errstate(all="ignore")  # what is not finite is found and said in the verdict
     def iterate(self, rows: Rows, start: Start | None) -> Iterate:

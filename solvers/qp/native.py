@@ -7,17 +7,19 @@ Where it is not there, nothing is plain.
 """
 
 import ctypes
+import struct
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import _threads
 from ..batch import flat
-from .quadratic_program import CORE_NDIM, QuadraticProgram
+from .quadratic_program import QuadraticProgram
 from .solver import Outcome
 
 LIBRARY = Path(__file__).parent / "c" / "native.so"
@@ -28,7 +30,7 @@ LARGEST = 600
 # Microseconds of work from which a second thread pays.
 WORTH_A_THREAD = 100.0
 
-# Pointers and strides of one tensor.
+# Address of a tensor, and from one element to the next.
 Part = tuple[int, int]
 ABSENT: Part = (0, 0)
 
@@ -62,56 +64,63 @@ def is_plain(P: Tensor | None, q: Tensor, rows: int) -> bool:
 class _Call:
     """The arguments of a call: words for its structures, and the tensors they point into."""
 
-    def __init__(self, shape: torch.Size) -> None:
-        self.shape, self.batch = shape, shape.numel()
-        self.alive: list[Tensor] = []
+    def __init__(self, shape: torch.Size, n: int, p: int, m: int, boxes: int) -> None:
+        self.shape, self.batch, self.is_flat = shape, shape.numel(), len(shape) == 1
+        self.sizes = n, p, m, boxes
+        self.copies: list[Tensor] = []
 
     def part(self, t: Tensor | None, core: int) -> Part:
         """Where each element's part of ``t`` begins; it is in one piece."""
         if t is None:
             return ABSENT
-        if t.ndim != core + 1 or t.shape[:1] != self.shape:
+        if not (self.is_flat and t.ndim == core + 1 and t.is_contiguous()) or t.is_neg():
             t = flat(t, core, self.shape)
-        if not t.is_contiguous() or t.is_neg():
             whole = core == 0 or (t.stride(-1) == 1 and (core == 1 or t.stride(-2) == t.shape[-1]))
             if not whole or t.is_neg():
                 t = t.resolve_neg().contiguous()
-        self.alive.append(t)
-        return t.data_ptr(), t.stride(0) if t.shape[0] > 1 else 0
+            self.copies.append(t)
+        return t.data_ptr(), t.stride(0) if t.size(0) > 1 else 0
 
-    def data(
-        self, sizes: Sequence[int], tensors: Sequence[Tensor | None]
-    ) -> "ctypes.Array[ctypes.c_int64]":
-        """Sizes ``n, p, m, boxes``, and ``P, q, G, h, A, b, lb, ub``."""
-        found = [*sizes, self.batch]
-        for t, core in zip(tensors, CORE_NDIM.values(), strict=True):
-            found += self.part(t, core)
-        return words(found)
+    def data(self, tensors: Sequence[Tensor | None]) -> bytes:
+        """Sizes, and ``P, q, G, h, A, b, lb, ub``."""
+        P, q, G, h, A, b, lb, ub = tensors
+        part = self.part
+        return words(
+            (*self.sizes, self.batch, *part(P, 2), *part(q, 1), *part(G, 2), *part(h, 1))
+            + (*part(A, 2), *part(b, 1), *part(lb, 1), *part(ub, 1))
+        )
 
-    def run(self, function: Callable[[int, int], int], sizes: Sequence[int]) -> int:
-        """Call the function on ranges of the batch, in threads if that pays; the sum it returns."""
-        n, p, m, boxes = sizes
+    def run(self, function: Callable[..., int], *arguments: Any) -> int:
+        """Call ``function(data, task, low, high, *rest)``, in threads if that pays; sum it up."""
+        data, task, *rest = arguments
+        n, p, m, boxes = self.sizes
         rows = p + m + boxes
         microseconds = self.batch * (1.0 + n * (n + rows) * (n + rows) / 10_000)
-        threads = _threads.available() if microseconds > WORTH_A_THREAD else 1
-        if threads == 1 or self.batch < 2:
-            found = [function(0, self.batch)]
+        threads = _threads.available() if microseconds > WORTH_A_THREAD and self.batch > 1 else 1
+        if threads == 1:
+            found = [function(data, task, 0, self.batch, *rest)]
         else:
+            # Several pieces each, so that nobody waits long for the last one.
             pieces = _threads.split(self.batch, 4 * threads if microseconds > 2000 else threads)
-            found = _threads.spread(lambda ends: function(*ends), pieces)
+            found = _threads.spread(lambda ends: function(data, task, *ends, *rest), pieces)
         if min(found) < 0:
-            raise MemoryError("no memory for a quadratic program; reduce its size.")
+            raise MemoryError(f"no memory for a quadratic program with {n} variables.")
         return sum(found)
 
 
-def words(numbers: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":
+def words(numbers: Sequence[int]) -> bytes:
     """A structure whose entries all have eight bytes."""
-    return (ctypes.c_int64 * len(numbers))(*numbers)
+    return struct.pack(f"{len(numbers)}q", *numbers)
+
+
+def _empty(*shape: int) -> Tensor:
+    """Uninitialised memory from numpy, which asks the system for huge pages."""
+    return torch.from_numpy(np.empty(shape))
 
 
 def solve(
     problem: QuadraticProgram, guess: Tensor | None, eps_abs: float, eps_rel: float, max_iter: int
-) -> Outcome | None:
+) -> tuple[Outcome, int] | None:
     """Solve what is plain.
 
     Args:
@@ -122,29 +131,25 @@ def solve(
         max_iter: Changes of the active set allowed.
 
     Returns:
-        The outcome, whose status is not zero where other methods have to look; what it holds there
-        is not of use. None if nothing is plain.
+        The outcome, and how many elements are unsettled: there its status is not zero, and what it
+        holds is not of use. None if nothing is plain.
     """
-    n, p, m = problem.n, problem.p, problem.m
-    boxes = 0 if problem.lb is problem.ub is None else n
+    q, lb, ub = problem.q, problem.lb, problem.ub
+    n, p, m, boxes = problem.n, problem.p, problem.m, 0 if lb is ub is None else problem.n
     rows = p + m + boxes
-    if not is_plain(problem.P, problem.q, rows):
+    if not is_plain(problem.P, q, rows):
         return None
-    call = _Call(problem.batch_shape)
-    batch, q = call.batch, problem.q
-    sizes = n, p, m, boxes
-    tensors = (problem.P, q, problem.G, problem.h, problem.A, problem.b, problem.lb, problem.ub)
-    data = call.data(sizes, tensors)
-    empty, double, integer = torch.empty, torch.float64, torch.int64
-    found = [empty((batch, k), dtype=double) for k in (n, rows, m)]
-    found.append(empty(batch, dtype=double))
-    found += [empty(batch, dtype=integer), empty(batch, dtype=integer)]
-    found += [empty(batch, dtype=double) for _ in range(3)]
-    found.append(empty((batch, rows), dtype=torch.int8))
-    out = words([max_iter, *call.part(guess, 1), *[t.data_ptr() for t in found]])
-    function = library().optlayers_qp_solve
-    call.run(lambda low, high: function(data, out, low, high, eps_abs, eps_rel), sizes)
-    return Outcome.of(found)
+    call = _Call(problem.batch_shape, n, p, m, boxes)
+    batch, empty = call.batch, _empty
+    data = call.data((problem.P, q, problem.G, problem.h, problem.A, problem.b, lb, ub))
+    vectors = empty(batch, n), empty(batch, p), empty(batch, m), empty(batch, boxes)
+    s, objective, primal, dual, gap = empty(batch, m), *[empty(batch) for _ in range(4)]
+    status, iterations = (torch.from_numpy(np.empty(batch, np.int64)) for _ in range(2))
+    side = torch.from_numpy(np.empty((batch, rows), np.int8))
+    tensors = *vectors, s, objective, status, iterations, primal, dual, gap, side
+    out = words([max_iter, *call.part(guess, 1), *[t.data_ptr() for t in tensors]])
+    unsettled = call.run(library().optlayers_qp_solve, data, out, eps_abs, eps_rel)
+    return Outcome(*tensors), unsettled
 
 
 def adjoint(
@@ -170,25 +175,25 @@ def adjoint(
         ``(*batch, n + rows)``: the gradient of ``G`` is :math:`a_z x^\top + z a_x^\top`. None if an
         element's KKT matrix is nearly singular.
     """
-    x, shape = solution[0], side.shape[:-1]
-    n, p, m, boxes = (t.shape[-1] for t in solution)
-    sizes = n, p, m, boxes
-    call = _Call(shape)
-    problem = call.data(sizes, data)
+    x, y, z, z_box = (t.contiguous() for t in solution)
+    shape = side.shape[:-1]
+    n, p, m, boxes = x.shape[-1], y.shape[-1], z.shape[-1], z_box.shape[-1]
+    call = _Call(shape, n, p, m, boxes)
+    part = call.part
+    P, _, G, _, A, *_ = data  # the vectors do not enter
+    problem = call.data((P, None, G, None, A, None, None, None))
+    of_x, of_y, of_z, of_box, of_s, of_value = cotangents
     side = side.contiguous()
-    entries: list[int] = []
-    for t in solution:
-        entries += call.part(t if t.shape[-1] else None, 1)
-    entries.append(side.data_ptr())
-    for g, core in zip(cotangents, (1, 1, 1, 1, 1, 0), strict=True):
-        entries += call.part(g, core)
     cores = (n, n), (n,), (m, n), (m,), (p, n), (p,), (n,), (n,)
     grads = [
-        torch.empty((*shape, *core), dtype=x.dtype) if want else None
-        for want, core in zip(wanted, cores, strict=True)
+        _empty(*shape, *core) if want else None for want, core in zip(wanted, cores, strict=True)
     ]
-    a = torch.empty((*shape, n + p + m + boxes), dtype=x.dtype) if with_adjoint else None
-    task = words([*entries, *[0 if t is None else t.data_ptr() for t in (*grads, a)]])
-    function = library().optlayers_qp_adjoint
-    singular = call.run(lambda low, high: function(problem, task, low, high), sizes)
+    a = _empty(*shape, n + p + m + boxes) if with_adjoint else None
+    task = words(
+        (x.data_ptr(), n, y.data_ptr(), p, z.data_ptr(), m, z_box.data_ptr(), boxes)
+        + (side.data_ptr(),)
+        + (*part(of_x, 1), *part(of_y, 1), *part(of_z, 1), *part(of_box, 1), *part(of_s, 1))
+        + (*part(of_value, 0), *[0 if t is None else t.data_ptr() for t in (*grads, a)])
+    )
+    singular = call.run(library().optlayers_qp_adjoint, problem, task)
     return None if singular else (grads, a)

@@ -185,19 +185,10 @@ def symmetric(P: Tensor) -> Tensor:
     return torch.add(P, P.mT).mul_(0.5)
 
 
-def unstack(multipliers: Tensor, like: Rows | QuadraticProgram) -> tuple[Tensor, Tensor, Tensor]:
+def unstack(multipliers: Tensor, like: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Split ``(*, rows)`` into equalities, inequalities and bounds."""
     p, m = like.p, like.m
     return multipliers[..., :p], multipliers[..., p : p + m], multipliers[..., p + m :]
-
-
-def apart(multipliers: Tensor, like: Rows | QuadraticProgram) -> list[Tensor]:
-    """The same as tensors of their own; by numpy where that can, for a third of the price."""
-    if multipliers.device.type != "cpu":
-        return [t.clone() for t in unstack(multipliers, like)]
-    array, p, m = multipliers.numpy(), like.p, like.m
-    parts = array[..., :p], array[..., p : p + m], array[..., p + m :]
-    return [torch.from_numpy(np.ascontiguousarray(part)) for part in parts]
 
 
 def inequalities(t: Tensor, rows: Rows) -> Tensor:

@@ -1,7 +1,6 @@
 """What all QP solvers share: the entry point, polishing on the active rows, and the verdict."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -48,7 +47,9 @@ class Outcome:
 
     Attributes:
         x: ``(B, n)``.
-        nu: Multipliers ``(B, rows)``.
+        y: Multipliers of the equalities ``(B, p)``.
+        z: Multipliers of the inequalities ``(B, m)``.
+        z_box: Multipliers of the bounds ``(B, n)``, or without entries where there are none.
         s: Slacks of the inequalities ``(B, m)``.
         objective: ``(B)``.
         status: Integer ``(B)``.
@@ -62,7 +63,9 @@ class Outcome:
     """
 
     x: Tensor
-    nu: Tensor
+    y: Tensor
+    z: Tensor
+    z_box: Tensor
     s: Tensor
     objective: Tensor
     status: Tensor
@@ -71,13 +74,7 @@ class Outcome:
     dual: Tensor
     gap: Tensor
     side: Tensor
-    factor: kkt.Factor | None
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> "Outcome":
-        """From all fields but the factor, in their order."""
-        x, nu, s, objective, status, iterations, primal, dual, gap, side = tensors
-        return cls(x, nu, s, objective, status, iterations, primal, dual, gap, side, None)
+    factor: kkt.Factor | None = None
 
 
 @dataclass(frozen=True)
@@ -170,9 +167,13 @@ def assess(
         better = (rough & (polished.error < verdict.error))[:, None]
         x, nu = torch.where(better, polished_x, x), torch.where(better, polished_nu, nu)
         verdict = judge(rows, x, nu, eps_abs, eps_rel)
+    # Copies: forward mode cannot give a tangent to a view.
+    y, z, z_box = (t.clone() for t in unstack(nu, rows))
     return Outcome(
         x,
-        nu,
+        y,
+        z,
+        z_box,
         inequalities(rows.upper - verdict.Cx, rows),
         verdict.objective,
         verdict.status(found.status),
@@ -251,14 +252,13 @@ def unflatten(outcome: Outcome, problem: QuadraticProgram) -> Solution:
     def scalar(t: Tensor) -> Tensor:
         return (t.to(dtype) if t.is_floating_point() else t).reshape(shape)
 
-    y, z, z_box = unstack(outcome.nu, problem)
     return Solution(
         vector(outcome.x),
         scalar(outcome.status),
         scalar(outcome.iterations),
-        vector(y),
-        vector(z),
-        vector(z_box),
+        vector(outcome.y),
+        vector(outcome.z),
+        vector(outcome.z_box),
         vector(outcome.s),
         scalar(outcome.objective),
         scalar(outcome.primal),

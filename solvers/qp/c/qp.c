@@ -39,7 +39,7 @@ typedef struct {
 typedef struct {
     int64_t max_iter;
     Part guess;              /* multipliers whose signs say which rows may be active, and where */
-    double *x, *nu, *s, *objective;
+    double *x, *y, *z, *z_box, *s, *objective;
     int64_t *status, *iterations;
     double *primal, *dual, *gap;
     int8_t *side;
@@ -299,6 +299,10 @@ INLINE int judge(
            gap <= eps_abs + eps_rel * of_gap;
 }
 
+INLINE void copy(double *to, const double *from, long i, long size) {
+    memcpy(to + i * size, from, size * sizeof *to);
+}
+
 INLINE int solve_one(
     Solving *s, const Data *data, const Solution *out, double eps_abs, double eps_rel, long i
 ) {
@@ -324,8 +328,10 @@ INLINE int solve_one(
         if (set->sign[k] * s->nu[set->row[k]] < 0.0) s->nu[set->row[k]] = 0.0;
     measure(s);
     out->iterations[i] = iterations;
-    memcpy(out->x + i * n, s->x, n * sizeof *s->x);
-    memcpy(out->nu + i * count, s->nu, count * sizeof *s->nu);
+    copy(out->x, s->x, i, n);
+    copy(out->y, s->nu, i, data->p);
+    copy(out->z, s->nu + data->p, i, data->m);
+    copy(out->z_box, s->nu + data->p + data->m, i, data->boxes);
     for (long k = 0; k < data->m; k++)
         out->s[i * data->m + k] = s->upper[data->p + k] - s->Cx[data->p + k];
     for (long k = 0; k < count; k++) {
