@@ -99,15 +99,26 @@ INLINE int cholesky(double *L, double *inverse, const double *diagonal, long n, 
     return 1;
 }
 
-/* Row-major H = M M', symmetric, for `rows` rows of `n` columns, both multiples of eight. */
-INLINE void gram(double *H, const double *M, long rows, long n) {
+/* One panel of the products A B' of rows with `n` columns, up to the columns from `last` on. */
+INLINE void multiply_rows(double *product, const double *A, const double *B, long last, long n) {
+    for (long j = 0; j <= last; j += WIDTH) {
+        vec acc[WIDTH] = {{0.0}};
+        subtract_product(acc, A, B + j * n, n);
+        for (int c = 0; c < WIDTH; c++) store(product + (j + c) * WIDTH, -acc[c]);
+    }
+}
+
+/* Row-major H = M M' - X X', symmetric, for `rows` rows of `n` and of `m` columns. */
+INLINE void gram(double *H, const double *M, const double *X, long rows, long n, long m) {
     for (long i = 0; i < rows; i += WIDTH)
         for (long j = 0; j <= i; j += WIDTH) {
             vec acc[WIDTH] = {{0.0}};
             subtract_product(acc, M + i * n, M + j * n, n);
+            for (int c = 0; c < WIDTH; c++) acc[c] = -acc[c];
+            subtract_product(acc, X + i * m, X + j * m, m);
             for (int c = 0; c < WIDTH; c++) {
-                store(H + (j + c) * rows + i, -acc[c]);
-                for (int r = 0; r < WIDTH; r++) H[(i + r) * rows + j + c] = -acc[c][r];
+                store(H + (j + c) * rows + i, acc[c]);
+                for (int r = 0; r < WIDTH; r++) H[(i + r) * rows + j + c] = acc[c][r];
             }
         }
 }
