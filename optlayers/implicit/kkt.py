@@ -110,13 +110,14 @@ class KKTConditions:
         if a is not None:
             _, y, z, _ = outputs[:4]
             a_x, a_y, a_z, _ = a.split([t.shape[-1] for t in outputs[:4]], -1)
-            factors = {0: (0.5 * a_x, x, 0.5 * x, a_x), 2: (a_z, x, z, a_x), 4: (a_y, x, y, a_x)}
+            factors = {0: (a_x, x, x, a_x), 2: (a_z, x, z, a_x), 4: (a_y, x, y, a_x)}
         for i, t in enumerate(data):
             if t is not None and needed[i]:
                 g = grads[i]
                 if g is None:
                     left, b, right, d = factors[i]
-                    grads[i] = outer(left, b, right, d, t.shape[:-2])
+                    product = outer(left, b, right, d, t.shape[:-2])
+                    grads[i] = product if i else 0.5 * product  # P is symmetric
                 elif g.shape != t.shape:
                     grads[i] = sum_to(g, t.shape)
         return grads + [None] * (len(needed) - 8)

@@ -18,12 +18,15 @@
 
 /* A unit row whose squared distance to the span of the active ones is less depends on them. */
 #define DEPENDENT 1e-11
+/* What is no part of a unit row in the span of others. */
+#define ROUNDING 1e-12
 /* What a multiplier may have of the wrong sign, relative to the largest, for its rounding. */
 #define WRONG_SIGN 1e-13
 
 typedef struct {
     /* What is given. `rows` is a multiple of eight; rows that fill up have infinite ends. */
     long rows, n, most;          /* at most `most` rows are active at once */
+    long stride;                 /* `most`, as a multiple of eight */
     const double *M, *H;         /* unit rows in panels; their Gram matrix, row by row, or NULL */
     const double *center;        /* values of the rows where nothing is active: -M L^-1 q */
     double *upper, *lower;       /* ends; infinite for the rows that are active */
@@ -33,127 +36,175 @@ typedef struct {
     long *row;
     double *sign, *high, *low;   /* the side, and the row's ends */
     double *now;                 /* the multipliers l */
-    /* R'R = H_aa with stride `most`, the inverses of its diagonal, y = R'^-1 (center - ends). */
-    double *R, *inverse, *y;
-    double *candidate, *column;  /* room for `most` */
+    /* H_aa^-1 = T T' with T upper triangular, column by column and filled up with zeros;
+       y = T' (center - ends), and T y, the multipliers for which all active rows are met. */
+    double *T, *y, *goal;
+    double *direction, *column;  /* room for `stride` */
     double *values, *u;          /* room for `rows` and `n` */
 } ActiveSet;
 
-/* The values M u of all rows at the multipliers. */
-INLINE void evaluate(ActiveSet *s) {
+/* to += scale * from, of vectors filled up with zeros. */
+INLINE void add_multiple(double *to, double scale, const double *from, long size) {
+    for (long i = 0; i < size; i += WIDTH) store(to + i, load(to + i) + load(from + i) * scale);
+}
+
+INLINE double dot(const double *a, const double *b, long size) {
+    vec acc = {0.0};
+    for (long i = 0; i < size; i += WIDTH) acc += load(a + i) * load(b + i);
+    return sum(acc);
+}
+
+/* product = T' b, both filled up with zeros. */
+INLINE void multiply_T_transposed(const ActiveSet *s, double *product, const double *b) {
+    long size = padded(s->count);
+    for (long j = 0; j < s->count; j++) product[j] = dot(s->T + j * s->stride, b, padded(j + 1));
+    for (long j = s->count; j < size; j++) product[j] = 0.0;
+}
+
+/* product = T b. */
+INLINE void multiply_T(const ActiveSet *s, double *product, const double *b) {
+    memset(product, 0, padded(s->count) * sizeof *product);
+    for (long j = 0; j < s->count; j++)
+        add_multiple(product, b[j], s->T + j * s->stride, padded(j + 1));
+}
+
+INLINE void clear(ActiveSet *s) {
+    double *filled[] = {s->goal, s->sign, s->now};
+    for (int i = 0; i < 3; i++) memset(filled[i], 0, s->stride * sizeof *filled[i]);
+    s->count = s->fixed = 0;
+}
+
+/* Values of `panels` times eight rows from `first` on: center - H l. */
+INLINE void evaluate_panels(ActiveSet *s, long first, int panels) {
+    vec value[4];
+    for (int c = 0; c < panels; c++) value[c] = load(s->center + first + c * WIDTH);
+    for (long k = 0; k < s->count; k++) {
+        const double *H = s->H + s->row[k] * s->rows + first, now = s->now[k];
+        for (int c = 0; c < panels; c++) value[c] -= load(H + c * WIDTH) * now;
+    }
+    for (int c = 0; c < panels; c++) store(s->values + first + c * WIDTH, value[c]);
+}
+
+/* The values M u of all rows at the multipliers; returns the row that violates its ends most, or
+   -1 if none does by more than the tolerance. */
+INLINE long evaluate(ActiveSet *s) {
     double *values = s->values;
-    if (!s->H) {
+    if (s->H) {
+        long i = 0;
+        for (; i + 4 * WIDTH <= s->rows; i += 4 * WIDTH) evaluate_panels(s, i, 4);
+        for (; i < s->rows; i += WIDTH) evaluate_panels(s, i, 1);
+    } else {
         memset(values, 0, s->rows * sizeof *values);
         for (long i = 0; i < s->count; i++) values[s->row[i]] = s->now[i];
         multiply_transposed(s->u, s->M, values, s->rows, s->n);
         multiply(values, s->M, s->u, s->rows, s->n);
         for (long i = 0; i < s->rows; i++) values[i] = s->center[i] - values[i];
-        return;
     }
+    vec worst = spread(s->tolerance);
+    mask where = {0};
+    where -= 1;
     for (long i = 0; i < s->rows; i += WIDTH) {
-        vec acc = load(s->center + i), other = {0.0};
-        const double *H = s->H + i;
-        long k = 0;
-        for (; k + 2 <= s->count; k += 2) {
-            acc -= load(H + s->row[k] * s->rows) * s->now[k];
-            other -= load(H + s->row[k + 1] * s->rows) * s->now[k + 1];
-        }
-        for (; k < s->count; k++) acc -= load(H + s->row[k] * s->rows) * s->now[k];
-        store(values + i, acc + other);
+        vec value = load(values + i);
+        vec violation = larger_of(value - load(s->upper + i), load(s->lower + i) - value);
+        mask more = violation > worst, here = {0};
+        worst = larger_of(violation, worst);
+        where = ((here + i) & more) | (where & ~more);
     }
+    long found = -1;
+    double most = s->tolerance;
+    for (int c = 0; c < WIDTH; c++)
+        if (where[c] >= 0 && worst[c] > most) most = worst[c], found = where[c] + c;
+    return found;
 }
 
-/* b := R'^-1 b, of the first `count` rows. */
-INLINE void solve_R_transposed(const ActiveSet *s, double *b, long count) {
-    for (long i = 0; i < count; i++) {
-        const double *R = s->R + i * s->most;
-        double found = b[i] *= s->inverse[i];
-        for (long j = i + 1; j < count; j++) b[j] -= found * R[j];
-    }
-}
-
-/* b := R^-1 b. */
-INLINE void solve_R(const ActiveSet *s, double *b, long count) {
-    for (long i = count - 1; i >= 0; i--) {
-        const double *R = s->R + i * s->most;
-        double acc = 0.0;
-        for (long j = i + 1; j < count; j++) acc += R[j] * b[j];
-        b[i] = (b[i] - acc) * s->inverse[i];
-    }
-}
-
-/* R'^-1 H_aj for a row j, left in `column`; returns the squared distance to the active rows. */
+/* T' H_aj for a row j, left in `column`; returns the squared distance to the active rows. */
 INLINE double project(ActiveSet *s, long j) {
     double square;
+    double *products = s->direction;
+    memset(products, 0, padded(s->count) * sizeof *products);
     if (s->H) {
         const double *H = s->H + j * s->rows;
-        for (long i = 0; i < s->count; i++) s->column[i] = H[s->row[i]];
+        for (long i = 0; i < s->count; i++) products[i] = H[s->row[i]];
         square = H[j];
     } else {
         const double *M = s->M + j / WIDTH * WIDTH * s->n + j % WIDTH;
         for (long k = 0; k < s->n; k++) s->u[k] = M[k * WIDTH];
         multiply(s->values, s->M, s->u, s->rows, s->n);
-        for (long i = 0; i < s->count; i++) s->column[i] = s->values[s->row[i]];
+        for (long i = 0; i < s->count; i++) products[i] = s->values[s->row[i]];
         square = s->values[j];
     }
-    solve_R_transposed(s, s->column, s->count);
-    double along = 0.0;
-    for (long i = 0; i < s->count; i++) along += s->column[i] * s->column[i];
-    return square - along;
+    multiply_T_transposed(s, s->column, products);
+    return square - dot(s->column, s->column, padded(s->count));
 }
 
 /* Add a row that was projected, active at `end` with the multiplier `now`. */
 INLINE void add(ActiveSet *s, long j, double sign, double distance, double end, double now) {
-    long k = s->count++;
+    long k = s->count;
+    double *T = s->T + k * s->stride, scale = 1.0 / sqrt(distance);
     double rest = s->center[j] - end;
-    for (long i = 0; i < k; i++) {
-        s->R[i * s->most + k] = s->column[i];
-        rest -= s->column[i] * s->y[i];
-    }
-    s->R[k * s->most + k] = sqrt(distance);
-    s->inverse[k] = 1.0 / s->R[k * s->most + k];
-    s->y[k] = rest * s->inverse[k];
+    for (long i = 0; i < k; i++) rest -= s->column[i] * s->y[i];
+    multiply_T(s, T, s->column);
+    for (long i = 0; i < k; i++) T[i] *= -scale;
+    memset(T + k, 0, (s->stride - k) * sizeof *T);
+    T[k] = scale;
+    s->y[k] = rest * scale;
+    add_multiple(s->goal, s->y[k], T, padded(k + 1));
     s->row[k] = j, s->sign[k] = sign, s->now[k] = now;
     s->high[k] = s->upper[j], s->low[k] = s->lower[j];
     s->upper[j] = INFINITY, s->lower[j] = -INFINITY;
+    s->count++;
 }
 
-/* Drop the k-th active row: rotations make R triangular again. */
+/* Drop the k-th active row: rotations of the columns of T leave its row of T one entry, in the last
+   column, and both go. */
 INLINE void drop(ActiveSet *s, long k) {
     s->upper[s->row[k]] = s->high[k], s->lower[s->row[k]] = s->low[k];
-    long last = --s->count, stride = s->most;
-    double *spike = s->column, of_y = s->y[k];
-    for (long j = k; j < last; j++) {
-        spike[j] = s->R[k * stride + j + 1];
-        s->row[j] = s->row[j + 1], s->sign[j] = s->sign[j + 1], s->now[j] = s->now[j + 1];
-        s->high[j] = s->high[j + 1], s->low[j] = s->low[j + 1];
-    }
-    for (long i = 0; i < k; i++)
-        memmove(s->R + i * stride + k, s->R + i * stride + k + 1, (last - k) * sizeof *s->R);
+    long last = s->count - 1, stride = s->stride;
     for (long i = k; i < last; i++) {
-        double *to = s->R + i * stride, *from = to + stride + 1;
-        double length = sqrt(from[i] * from[i] + spike[i] * spike[i]);
-        double cosine = from[i] / length, sine = spike[i] / length, y = s->y[i + 1];
-        for (long j = i; j < last; j++) {
-            double moved = cosine * from[j] + sine * spike[j];
-            spike[j] = cosine * spike[j] - sine * from[j];
-            to[j] = moved;
+        double *a = s->T + i * stride, *b = a + stride;
+        double length = sqrt(a[k] * a[k] + b[k] * b[k]);
+        double cosine = b[k] / length, sine = a[k] / length, y = s->y[i];
+        for (long r = 0; r < padded(i + 2); r += WIDTH) {
+            vec of_a = load(a + r), of_b = load(b + r);
+            store(a + r, of_a * cosine - of_b * sine);
+            store(b + r, of_b * cosine + of_a * sine);
         }
-        s->inverse[i] = 1.0 / length;
-        s->y[i] = cosine * y + sine * of_y;
-        of_y = cosine * of_y - sine * y;
+        s->y[i] = cosine * y - sine * s->y[i + 1];
+        s->y[i + 1] = cosine * s->y[i + 1] + sine * y;
     }
+    for (long i = 0; i < last; i++) {
+        double *T = s->T + i * stride;
+        if (i >= k) memmove(T + k, T + k + 1, (i + 1 - k) * sizeof *T), T[i + 1] = 0.0;
+    }
+    for (long i = k; i < last; i++) {
+        s->row[i] = s->row[i + 1], s->sign[i] = s->sign[i + 1], s->now[i] = s->now[i + 1];
+        s->high[i] = s->high[i + 1], s->low[i] = s->low[i + 1];
+    }
+    s->count = last;
+    s->sign[last] = s->now[last] = 0.0;
+    memset(s->goal, 0, stride * sizeof *s->goal);
+    multiply_T(s, s->goal, s->y);
 }
 
-/* The active inequality whose multiplier first reaches zero on the way now + t step, 0 <= t < limit,
-   or -1; t is left in `limit`. */
-INLINE long blocking(const ActiveSet *s, const double *step, double least, double *limit) {
+/* Go along `direction` as far as the signs of the multipliers allow, but not beyond `limit`; returns
+   the active row that stops it, or -1. What has the wrong sign by no more than `least` is let be. */
+INLINE long advance(ActiveSet *s, double least, double *limit) {
+    mask stopping = {0};
+    for (long i = 0; i < s->count; i += WIDTH) { /* most often none */
+        vec sign = load(s->sign + i), end = load(s->now + i) + load(s->direction + i) * *limit;
+        stopping |= sign * end < -least;
+    }
     long found = -1;
-    for (long i = s->fixed; i < s->count; i++)
-        if (s->sign[i] * step[i] < -least) {
-            double t = -s->now[i] / step[i];
+    if (!any(stopping)) return found;
+    for (long i = s->fixed; i < s->count; i++) {
+        double slope = s->sign[i] * s->direction[i], room = s->sign[i] * s->now[i];
+        if (slope < 0.0 && room + *limit * slope < -least) {
+            double t = room > 0.0 ? -room / slope : 0.0;
             if (t < *limit) *limit = t, found = i;
         }
+    }
+    if (found >= 0)
+        for (long i = 0; i < s->count; i++) s->now[i] += *limit * s->direction[i];
     return found;
 }
 
@@ -164,47 +215,29 @@ INLINE int walk(ActiveSet *s, long *iterations) {
     for (*iterations = 0; *iterations < most;) {
         ++*iterations;
         /* To where the active rows are met, or as far as the signs allow. */
-        double *step = s->candidate, largest = 0.0, limit = 1.0;
-        memcpy(step, s->y, s->count * sizeof *step);
-        solve_R(s, step, s->count);
-        for (long i = 0; i < s->count; i++) {
-            double size = fabs(step[i]);
-            largest = size > largest ? size : largest;
-        }
-        long dropped = -1;
-        for (long i = s->fixed; i < s->count; i++)
-            if (s->sign[i] * step[i] < -WRONG_SIGN * largest) {
-                double t = s->now[i] / (s->now[i] - step[i]);
-                if (t < limit) limit = t, dropped = i;
-            }
-        if (dropped >= 0) {
-            for (long i = 0; i < s->count; i++) s->now[i] += limit * (step[i] - s->now[i]);
-            drop(s, dropped);
+        double limit = 1.0;
+        for (long i = 0; i < s->count; i += WIDTH)
+            store(s->direction + i, load(s->goal + i) - load(s->now + i));
+        long stopped = advance(s, WRONG_SIGN * largest(s->goal, s->count), &limit);
+        if (stopped >= 0) {
+            drop(s, stopped);
             continue;
         }
-        memcpy(s->now, step, s->count * sizeof *step);
-        evaluate(s);
-        double worst = s->tolerance;
-        long j = -1;
-        for (long i = 0; i < s->rows; i++) {
-            double above = s->values[i] - s->upper[i], below = s->lower[i] - s->values[i];
-            double violation = above > below ? above : below;
-            if (violation > worst) worst = violation, j = i;
-        }
+        memcpy(s->now, s->goal, s->count * sizeof *s->now);
+        long j = evaluate(s);
         if (j < 0) return 1;
         double sign = s->values[j] > s->upper[j] ? 1.0 : -1.0, now = 0.0, distance;
         double end = sign > 0 ? s->upper[j] : s->lower[j];
         /* While the row depends on active ones its multiplier grows at their cost. */
         while ((distance = project(s, j)) <= DEPENDENT || s->count == s->most) {
-            double *direction = s->candidate;
+            multiply_T(s, s->direction, s->column);
+            for (long i = 0; i < s->count; i++)
+                s->direction[i] *= fabs(s->direction[i]) > ROUNDING ? -sign : 0.0;
             limit = INFINITY;
-            for (long i = 0; i < s->count; i++) direction[i] = -sign * s->column[i];
-            solve_R(s, direction, s->count);
-            dropped = blocking(s, direction, 1e-12, &limit);
-            if (dropped < 0) return 0;
-            for (long i = 0; i < s->count; i++) s->now[i] += limit * direction[i];
+            stopped = advance(s, 0.0, &limit);
+            if (stopped < 0) return 0;
             now += limit * sign;
-            drop(s, dropped);
+            drop(s, stopped);
         }
         add(s, j, sign, distance, end, now);
     }

@@ -20,6 +20,7 @@ enum { WIDTH = 2 };
 #endif
 
 typedef double vec __attribute__((vector_size(8 * WIDTH)));
+typedef long long mask __attribute__((vector_size(8 * WIDTH)));
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -29,10 +30,42 @@ INLINE vec load(const double *from) { return *(const vec *)from; }
 
 INLINE void store(double *to, vec value) { *(vec *)to = value; }
 
+INLINE vec spread(double value) {
+    vec all = {0.0};
+    return all + value;
+}
+
 INLINE double sum(vec v) {
     double total = 0.0;
     for (int c = 0; c < WIDTH; c++) total += v[c];
     return total;
+}
+
+INLINE vec choose(mask first, vec a, vec b) { return (vec)(((mask)a & first) | ((mask)b & ~first)); }
+
+/* The larger one, or what is not a number. */
+INLINE vec larger_of(vec a, vec b) { return choose((a > b) | (a != a), a, b); }
+
+INLINE vec size_of(vec v) { return larger_of(v, -v); }
+
+/* Whether a comparison holds somewhere. */
+INLINE int any(mask comparison) {
+    long long found = 0;
+    for (int c = 0; c < WIDTH; c++) found |= comparison[c];
+    return found != 0;
+}
+
+INLINE double largest_of(vec v) {
+    double found = v[0];
+    for (int c = 1; c < WIDTH; c++) found = v[c] > found || v[c] != v[c] ? v[c] : found;
+    return found;
+}
+
+/* The largest absolute value in a vector that is filled up with zeros. */
+INLINE double largest(const double *v, long size) {
+    vec found = {0.0};
+    for (long i = 0; i < size; i += WIDTH) found = larger_of(size_of(load(v + i)), found);
+    return largest_of(found);
 }
 
 /* Copy a row-major matrix into rows `first` on of panels with `columns` columns. */

@@ -19,6 +19,8 @@
 
 /* A definite matrix with pivots this small, relative to its diagonal, is left as singular. */
 #define SINGULAR 1e-10
+/* Residuals of a linear system, relative to its terms, that are rounding. */
+#define NOTHING_LEFT 1e-13
 /* Violations, in rows of unit length, that are none; relative to the values if those are large. */
 #define FEASIBLE 1e-11
 
@@ -204,6 +206,7 @@ typedef struct {
     double *r_x, *r_nu;          /* a right-hand side; entries of rows that are not active are not read */
     double *w, *d, *l, *center;
     double *Px, *Cx, *pull;      /* products with x and nu */
+    double length;               /* of L' x, which bounds what unit rows make of it */
 } Solving;
 
 INLINE void lay_out_solving(Solving *s, Arena *arena, const Data *data, int with_gram) {
@@ -214,14 +217,14 @@ INLINE void lay_out_solving(Solving *s, Arena *arena, const Data *data, int with
     double **of_n[] = {&s->q, &s->x, &s->r_x, &s->w, &s->Px, &s->pull, &set->u};
     double **of_rows[] = {&s->lower, &s->upper, &s->nu, &s->r_nu, &s->d, &s->l, &s->center, &s->Cx,
                           &set->upper, &set->lower, &set->values};
-    double **of_most[] = {&set->sign, &set->high, &set->low, &set->now, &set->inverse,
-                          &set->y, &set->candidate, &set->column};
+    double **of_most[] = {&set->sign, &set->high, &set->low, &set->now,
+                          &set->y, &set->goal, &set->direction, &set->column};
     for (size_t i = 0; i < sizeof of_n / sizeof *of_n; i++) *of_n[i] = doubles(arena, n);
     for (size_t i = 0; i < sizeof of_rows / sizeof *of_rows; i++) *of_rows[i] = doubles(arena, rows);
-    for (size_t i = 0; i < sizeof of_most / sizeof *of_most; i++) *of_most[i] = doubles(arena, most);
+    for (size_t i = 0; i < sizeof of_most / sizeof *of_most; i++) *of_most[i] = doubles(arena, padded(most));
     set->row = take(arena, most * sizeof(long));
-    set->R = doubles(arena, most * most);
-    set->rows = rows - fixed, set->n = n, set->most = most;
+    set->T = doubles(arena, most * padded(most));
+    set->rows = rows - fixed, set->n = n, set->most = most, set->stride = padded(most);
     set->M = s->program.M + fixed * n, set->H = s->program.H, set->center = s->center + fixed;
 }
 
@@ -242,21 +245,22 @@ INLINE void solve_multipliers(Solving *s) {
     Program *t = &s->program;
     ActiveSet *set = &s->set;
     long fixed = t->fixed;
-    double *change = set->candidate, *of_fixed = s->l, *of_rest = s->l + fixed;
+    double *right = set->direction, *change = set->column, *of_fixed = s->l, *of_rest = s->l + fixed;
     memcpy(of_fixed, s->d, fixed * sizeof *s->l);
     memset(of_rest, 0, (t->rows - fixed) * sizeof *s->l);
     solve_lower(of_fixed, t->E, t->E_inverse, fixed);
+    memset(right, 0, set->stride * sizeof *right);
     for (long i = 0; i < set->count; i++) {
         const double *X = entry(t->X, fixed, set->row[i], 0);
-        change[i] = s->d[fixed + set->row[i]];
-        for (long k = 0; k < fixed; k++) change[i] -= X[k * WIDTH] * of_fixed[k];
+        right[i] = s->d[fixed + set->row[i]];
+        for (long k = 0; k < fixed; k++) right[i] -= X[k * WIDTH] * of_fixed[k];
     }
-    solve_R_transposed(set, change, set->count);
-    solve_R(set, change, set->count);
+    multiply_T_transposed(set, change, right);
+    multiply_T(set, right, change);
     for (long i = 0; i < set->count; i++) {
         const double *X = entry(t->X, fixed, set->row[i], 0);
-        of_rest[set->row[i]] = change[i];
-        for (long k = 0; k < fixed; k++) of_fixed[k] -= X[k * WIDTH] * change[i];
+        of_rest[set->row[i]] = right[i];
+        for (long k = 0; k < fixed; k++) of_fixed[k] -= X[k * WIDTH] * right[i];
     }
     solve_upper(of_fixed, t->E, t->E_inverse, fixed, t->partial);
 }
@@ -270,7 +274,12 @@ INLINE void solve_kkt(Solving *s) {
     for (long i = 0; i < t->rows; i++) s->d[i] -= s->r_nu[i] / t->norm[i];
     solve_multipliers(s);
     multiply_transposed(s->pull, t->M, s->l, t->rows, t->n);
-    for (long k = 0; k < t->n; k++) s->w[k] -= s->pull[k];
+    double square = 0.0;
+    for (long k = 0; k < t->n; k++) {
+        s->w[k] -= s->pull[k];
+        square += s->w[k] * s->w[k];
+    }
+    s->length = sqrt(square);
     solve_upper(s->w, t->L, t->inverse, t->n, t->partial);
     for (long k = 0; k < t->n; k++) s->x[k] += s->w[k];
     for (long i = 0; i < t->rows; i++) s->nu[i] += s->l[i] / t->norm[i];
@@ -284,15 +293,37 @@ INLINE void measure(Solving *s) {
     multiply_transposed(s->pull, t->C, s->nu, t->rows, t->n);
 }
 
-/* The same with one correction for what rounding left. */
+/* Take what x and nu solve off the right-hand side; whether more than rounding is left of it. */
+INLINE int leaves_something(Solving *s) {
+    const Program *t = &s->program;
+    vec of_x = {0.0}, size_x = {0.0};
+    for (long k = 0; k < t->n; k += WIDTH) {
+        vec Px = load(s->Px + k), pull = load(s->pull + k), left = load(s->r_x + k) - (Px + pull);
+        store(s->r_x + k, left);
+        of_x = larger_of(size_of(left), of_x);
+        size_x = larger_of(larger_of(size_of(Px), size_of(pull)), size_x);
+    }
+    double of_nu = 0.0;
+    for (long i = 0; i < t->eliminated + s->set.count; i++) {
+        long row = i < t->eliminated ? i : t->fixed + s->set.row[i - t->eliminated];
+        s->r_nu[row] -= s->Cx[row];
+        double left = fabs(s->r_nu[row]) / t->norm[row];
+        of_nu = left > of_nu || left != left ? left : of_nu;
+    }
+    return !(largest_of(of_x) <= NOTHING_LEFT * largest_of(size_x) &&
+             of_nu <= NOTHING_LEFT * s->length);
+}
+
+/* The solution of the KKT system, with one correction where rounding left something, and the
+   products with it. */
 INLINE void solve_kkt_well(Solving *s) {
     memset(s->x, 0, s->program.n * sizeof *s->x);
     memset(s->nu, 0, s->program.rows * sizeof *s->nu);
     solve_kkt(s);
     measure(s);
-    for (long k = 0; k < s->program.n; k++) s->r_x[k] -= s->Px[k] + s->pull[k];
-    for (long i = 0; i < s->program.rows; i++) s->r_nu[i] -= s->Cx[i];
+    if (!leaves_something(s)) return;
     solve_kkt(s);
+    measure(s);
 }
 
 /* --- solving ------------------------------------------------------------------------------------ */
@@ -334,7 +365,7 @@ INLINE int find_active_rows(Solving *s, const double *guess, long count, long *i
         set->lower[k] = s->lower[fixed + k] / t->norm[fixed + k];
     }
     set->tolerance = FEASIBLE * largest;
-    set->count = 0;
+    clear(set);
     for (long k = 0; k < set->rows; k++)
         if (set->upper[k] == set->lower[k]) {
             double distance = set->count < set->most ? project(set, k) : 0.0;
@@ -352,30 +383,35 @@ INLINE int find_active_rows(Solving *s, const double *guess, long count, long *i
     return walk(set, iterations);
 }
 
-INLINE double larger(double a, double b) { return a > b || a != a ? a : b; }
-
 /* Whether the residuals are what is asked for; as `measure` of judge.py says it. */
 INLINE int judge(
-    const Solving *s, const Data *data, double eps_abs, double eps_rel, const Solution *out, long i
+    const Solving *s, double eps_abs, double eps_rel, const Solution *out, long i
 ) {
-    double quadratic = 0.0, linear = 0.0, support = 0.0, primal = 0.0, dual = 0.0;
-    double of_primal = 0.0, of_dual = 0.0;
-    for (long k = 0; k < data->n; k++) {
-        quadratic += s->x[k] * s->Px[k], linear += s->x[k] * s->q[k];
-        dual = larger(fabs(s->Px[k] + s->q[k] + s->pull[k]), dual);
-        of_dual = larger(larger(fabs(s->Px[k]), fabs(s->pull[k])), larger(fabs(s->q[k]), of_dual));
+    vec xPx = {0.0}, xq = {0.0}, ends = {0.0};
+    vec of_primal = {0.0}, of_dual = {0.0}, size_primal = {0.0}, size_dual = {0.0};
+    for (long k = 0; k < s->program.n; k += WIDTH) {
+        vec x = load(s->x + k), Px = load(s->Px + k), q = load(s->q + k), pull = load(s->pull + k);
+        xPx += x * Px, xq += x * q;
+        of_dual = larger_of(size_of(Px + q + pull), of_dual);
+        size_dual = larger_of(size_of(Px), larger_of(size_of(pull), size_dual));
+        size_dual = larger_of(size_of(q), size_dual);
     }
-    for (long k = 0; k < s->program.rows; k++) {
-        double nu = s->nu[k];
-        if (nu != 0.0) support += nu * (nu > 0 ? s->upper[k] : s->lower[k]);
-        primal = larger(larger(s->Cx[k] - s->upper[k], s->lower[k] - s->Cx[k]), primal);
-        of_primal = larger(fabs(s->Cx[k]), of_primal);
+    for (long k = 0; k < s->program.rows; k += WIDTH) {
+        vec Cx = load(s->Cx + k), nu = load(s->nu + k), zero = {0.0};
+        vec upper = load(s->upper + k), lower = load(s->lower + k);
+        /* Zero times an infinite end means zero. */
+        ends += nu * choose(nu > zero, upper, choose(nu == zero, zero, lower));
+        of_primal = larger_of(larger_of(Cx - upper, lower - Cx), of_primal);
+        size_primal = larger_of(size_of(Cx), size_primal);
     }
+    double quadratic = sum(xPx), linear = sum(xq), support = sum(ends);
+    double primal = largest_of(of_primal), dual = largest_of(of_dual);
     double gap = fabs(quadratic + linear + support);
     double of_gap = fabs(quadratic) + fabs(linear) + fabs(support);
     out->objective[i] = 0.5 * quadratic + linear;
     out->primal[i] = primal, out->dual[i] = dual, out->gap[i] = gap;
-    return primal <= eps_abs + eps_rel * of_primal && dual <= eps_abs + eps_rel * of_dual &&
+    return primal <= eps_abs + eps_rel * largest_of(size_primal) &&
+           dual <= eps_abs + eps_rel * largest_of(size_dual) &&
            gap <= eps_abs + eps_rel * of_gap;
 }
 
@@ -403,9 +439,8 @@ INLINE int solve_one(
     solve_kkt_well(s);
     for (long k = set->fixed; k < set->count; k++) {
         double *nu = s->nu + t->fixed + set->row[k];
-        if (set->sign[k] * *nu < 0.0) *nu = 0.0;
+        if (set->sign[k] * *nu < 0.0) *nu = 0.0; /* by rounding */
     }
-    measure(s);
     out->iterations[i] = iterations;
     copy(out->x, s->x, i, n);
     copy(out->y, s->nu, i, p);
@@ -418,7 +453,7 @@ INLINE int solve_one(
         double nu = s->nu[row];
         out->side[i * count + k] = nu > 0.0 ? 1 : nu < 0.0 ? -1 : s->lower[row] == s->upper[row];
     }
-    return judge(s, data, eps_abs, eps_rel, out, i);
+    return judge(s, eps_abs, eps_rel, out, i);
 }
 
 /* Solve the elements `low` to `high`; `status` is 0 for those that are solved, else 1. Returns how
@@ -445,7 +480,7 @@ INLINE int prepare_active(Solving *s, const Data *data, const int8_t *side, long
     Program *t = &s->program;
     ActiveSet *set = &s->set;
     long n = data->n, p = data->p, count = p + data->m + data->boxes;
-    set->count = 0;
+    clear(set);
     if (shared(data)) {
         if (!prepare(t, data, i)) return 0;
         for (long row = t->eliminated; row < count; row++)
