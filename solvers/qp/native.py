@@ -25,8 +25,9 @@ from .solver import Outcome
 LIBRARY = Path(__file__).parent / "c" / "native.so"
 # The form of the structures, which the library must confirm.
 INTERFACE = 1
-# Larger problems belong to libraries whose linear algebra works in blocks for the outer caches.
-LARGEST = 600
+# Variables and rows, together: larger problems belong to libraries whose linear algebra works in
+# blocks for the outer caches, and would need 100 MB a thread.
+LARGEST = 4000
 # Microseconds of work from which a second thread pays.
 WORTH_A_THREAD = 100.0
 

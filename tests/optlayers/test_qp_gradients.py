@@ -69,8 +69,11 @@ every_output = pytest.mark.parametrize(
 # --- every output, every input --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @every_output
-def test_gradients_are_those_of_the_dense_kkt_system(name, output):
+def test_gradients_are_those_of_the_dense_kkt_system(name, output, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(native, "library", lambda: None)
     data = PROGRAMS[name]
     oracle = dense_kkt(solve(data), output)
     assert_gradients_close(gradients(data, layer(output)), gradients(data, oracle), 1e-10)

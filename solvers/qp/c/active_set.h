@@ -41,6 +41,7 @@ typedef struct {
     double *T, *y, *goal;
     double *direction, *column;  /* room for `stride` */
     double *values, *u;          /* room for `rows` and `n` */
+    double *active;              /* without H: the active rows, one after the other */
 } ActiveSet;
 
 /* to += scale * from, of vectors filled up with zeros. */
@@ -94,9 +95,9 @@ INLINE long evaluate(ActiveSet *s) {
         for (; i + 4 * WIDTH <= s->rows; i += 4 * WIDTH) evaluate_panels(s, i, 4);
         for (; i < s->rows; i += WIDTH) evaluate_panels(s, i, 1);
     } else {
-        memset(values, 0, s->rows * sizeof *values);
-        for (long i = 0; i < s->count; i++) values[s->row[i]] = s->now[i];
-        multiply_transposed(s->u, s->M, values, s->rows, s->n);
+        memset(s->u, 0, s->n * sizeof *s->u);
+        for (long i = 0; i < s->count; i++)
+            add_multiple(s->u, s->now[i], s->active + i * s->n, s->n);
         multiply(values, s->M, s->u, s->rows, s->n);
         for (long i = 0; i < s->rows; i++) values[i] = s->center[i] - values[i];
     }
@@ -129,9 +130,8 @@ INLINE double project(ActiveSet *s, long j) {
     } else {
         const double *M = s->M + j / WIDTH * WIDTH * s->n + j % WIDTH;
         for (long k = 0; k < s->n; k++) s->u[k] = M[k * WIDTH];
-        multiply(s->values, s->M, s->u, s->rows, s->n);
-        for (long i = 0; i < s->count; i++) products[i] = s->values[s->row[i]];
-        square = s->values[j];
+        for (long i = 0; i < s->count; i++) products[i] = dot(s->active + i * s->n, s->u, s->n);
+        square = dot(s->u, s->u, s->n);
     }
     multiply_T_transposed(s, s->column, products);
     return square - dot(s->column, s->column, padded(s->count));
@@ -151,6 +151,7 @@ INLINE void add(ActiveSet *s, long j, double sign, double distance, double end, 
     add_multiple(s->goal, s->y[k], T, padded(k + 1));
     s->row[k] = j, s->sign[k] = sign, s->now[k] = now;
     s->high[k] = s->upper[j], s->low[k] = s->lower[j];
+    if (!s->H) memcpy(s->active + k * s->n, s->u, s->n * sizeof *s->u);
     s->upper[j] = INFINITY, s->lower[j] = -INFINITY;
     s->count++;
 }
@@ -179,6 +180,7 @@ INLINE void drop(ActiveSet *s, long k) {
     for (long i = k; i < last; i++) {
         s->row[i] = s->row[i + 1], s->sign[i] = s->sign[i + 1], s->now[i] = s->now[i + 1];
         s->high[i] = s->high[i + 1], s->low[i] = s->low[i + 1];
+        if (!s->H) memcpy(s->active + i * s->n, s->active + (i + 1) * s->n, s->n * sizeof *s->u);
     }
     s->count = last;
     s->sign[last] = s->now[last] = 0.0;

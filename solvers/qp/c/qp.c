@@ -222,6 +222,7 @@ INLINE void lay_out_solving(Solving *s, Arena *arena, const Data *data, int with
     for (size_t i = 0; i < sizeof of_n / sizeof *of_n; i++) *of_n[i] = doubles(arena, n);
     for (size_t i = 0; i < sizeof of_rows / sizeof *of_rows; i++) *of_rows[i] = doubles(arena, rows);
     for (size_t i = 0; i < sizeof of_most / sizeof *of_most; i++) *of_most[i] = doubles(arena, padded(most));
+    set->active = with_gram ? NULL : doubles(arena, most * n);
     set->row = take(arena, most * sizeof(long));
     set->T = doubles(arena, most * padded(most));
     set->rows = rows - fixed, set->n = n, set->most = most, set->stride = padded(most);

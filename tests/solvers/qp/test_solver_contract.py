@@ -19,9 +19,16 @@ from optlayers.solvers import (
 from solvers.qp.quadratic_program import CORE_NDIM
 from tests.solvers.qp.problems import ALL, PROBLEMS, Known, eye, qp, tensor
 
+
+class Uncompiled(Automatic):
+    """The default where our own code was not compiled."""
+
+    run = QPSolver.run
+
+
 SOLVERS = [
     pytest.param(solver, id=type(solver).__name__)
-    for solver in (Automatic(), ActiveSet(), InteriorPoint(), ProximalInteriorPoint())
+    for solver in (Automatic(), ActiveSet(), Uncompiled(), InteriorPoint(), ProximalInteriorPoint())
 ]
 pytestmark = pytest.mark.parametrize("solver", SOLVERS)
 
