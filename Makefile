@@ -1,4 +1,4 @@
-# Everything a person or a CI runs. Only Python 3.11 or later and make are needed to begin with:
+# Everything a person or a CI runs. Python 3.11 or later, make and a C compiler are needed to begin with:
 # the targets create .venv and install into it what they use, once.
 
 .DEFAULT_GOAL := help
@@ -58,24 +58,27 @@ bench-cone: $(VENV)/.installed-bench  ## time problems written in cvxpy against 
 clean:  ## remove the environment and whatever was built
 	rm -rf $(VENV) build dist docs/_build docs/auto_examples docs/sg_execution_times.rst
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f solvers/qp/c/*.so
 	find optlayers solvers tests examples benchmarks docs -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # --- the environment ------------------------------------------------------------------------------
-# A stamp file says what is installed; it is renewed when the requirements change.
+# A stamp file says what is installed; it is renewed when the requirements change, or what is compiled.
+
+COMPILED := hatch_build.py $(wildcard solvers/qp/c/*.[ch])
 
 $(VENV)/.created:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "optlayers needs Python 3.11 or later, and $(PYTHON) is older: say `make PYTHON=/path/to/python3.11 ...`")'
 	"$(PYTHON)" -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.installed-%: $(VENV)/.created pyproject.toml constraints.txt
+$(VENV)/.installed-%: $(VENV)/.created pyproject.toml constraints.txt $(COMPILED)
 	@echo "Installing optlayers[$*] into $(VENV): the first time takes a few minutes"
 	$(PIP_INSTALL) -e '.[$*]'
 	@touch $@
 
 # qpth 0.0.18 declares numpy<2, which nothing else here can live with, but runs well with numpy 2:
 # it is installed without its dependencies, all of which are there by then.
-$(VENV)/.installed-bench: $(VENV)/.created pyproject.toml constraints.txt
+$(VENV)/.installed-bench: $(VENV)/.created pyproject.toml constraints.txt $(COMPILED)
 	@echo "Installing optlayers[bench] into $(VENV): the first time takes a few minutes"
 	$(PIP_INSTALL) -e '.[bench]'
 	$(PIP_INSTALL) --no-deps qpth

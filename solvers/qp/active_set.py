@@ -25,14 +25,15 @@ Found = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class ActiveSet(QPSolver):
-    r"""Dual active-set method (DAQP) on least-distance problems prepared for the whole batch.
+    r"""Dual active-set method: our own where a program is strictly convex, DAQP elsewhere.
 
     With :math:`P = L L^\top` and :math:`u = L^\top x + L^{-1} q` a strictly convex program asks for
-    the shortest :math:`u` that satisfies :math:`M u \le d`. The factorisation and :math:`M` come
-    from batched linear algebra, are made once for what the batch shares, and are reused by the
-    derivatives; the compiled solver walks from one active set to the next. Where :math:`P` is zero
-    or singular it gets the program itself and adds proximal iterations; the solution is then
-    polished on its active rows.
+    the shortest :math:`u` that satisfies :math:`M u \le d`. Compiled code, see
+    :mod:`solvers.qp.native`, makes :math:`M` and walks from one active set to the next. What it
+    does not settle, and everything where it was not compiled, goes to DAQP: least-distance problems
+    prepared for the whole batch by batched linear algebra. Where :math:`P` is zero or singular DAQP
+    gets the program itself and adds proximal iterations; the solution is then polished on its
+    active rows.
 
     Attributes:
         eps_abs: Absolute tolerance of the verdict.
@@ -41,8 +42,10 @@ class ActiveSet(QPSolver):
         verbose: Print a table of outcomes.
 
     References:
-        Arnstrom, Bemporad, Axehill, *A dual active-set solver for embedded quadratic programming
-        using recursive LDL' updates*, IEEE Trans. Automatic Control 67 (2022), section III.
+        Goldfarb and Idnani, *A numerically stable dual method for solving strictly convex quadratic
+        programs*, Mathematical Programming 27 (1983), section 3; Arnstrom, Bemporad, Axehill, *A
+        dual active-set solver for embedded quadratic programming using recursive LDL' updates*,
+        IEEE Trans. Automatic Control 67 (2022), section III.
     """
 
     def run(

@@ -24,9 +24,9 @@
 #define WRONG_SIGN 1e-13
 
 typedef struct {
-    /* What is given. `rows` is a multiple of eight; rows that fill up have infinite ends. */
+    /* What is given. Rows that fill up the last panel have infinite ends. */
     long rows, n, most;          /* at most `most` rows are active at once */
-    long stride;                 /* `most`, as a multiple of eight */
+    long stride;                 /* `most`, filled up */
     const double *M, *H;         /* unit rows in panels; their Gram matrix, row by row, or NULL */
     const double *center;        /* values of the rows where nothing is active: -M L^-1 q */
     double *upper, *lower;       /* ends; infinite for the rows that are active */
@@ -75,7 +75,7 @@ INLINE void clear(ActiveSet *s) {
     s->count = s->fixed = 0;
 }
 
-/* Values of `panels` times eight rows from `first` on: center - H l. */
+/* Values of `panels` panels of rows from `first` on: center - H l. */
 INLINE void evaluate_panels(ActiveSet *s, long first, int panels) {
     vec value[4];
     for (int c = 0; c < panels; c++) value[c] = load(s->center + first + c * WIDTH);

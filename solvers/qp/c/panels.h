@@ -1,8 +1,9 @@
 /* Dense linear algebra on matrices of ten to some hundred rows, one after the other.
 
-   A matrix is a stack of panels of eight rows; a panel holds its columns one after the other, eight
-   numbers each, so one vector instruction works on eight rows and nothing is left over at the end
-   of a row. Rows and columns that fill the last panel are zero. Every function is inlined into the
+   A matrix is a stack of panels of WIDTH rows, as many as a vector register has numbers; a panel
+   holds its columns one after the other, so one instruction works on all its rows and nothing is
+   left over at the end of a row. Rows and columns that fill up the last panel are zero: sizes are
+   multiples of WIDTH, but where the comment says otherwise. Every function is inlined into the
    entry points, which are compiled for several processors. */
 
 #ifndef OPTLAYERS_PANELS_H
@@ -76,7 +77,7 @@ INLINE void pack(double *panels, long columns, long first, const double *from, l
     }
 }
 
-/* acc[c] -= A b_c for eight columns b_c: a tile of a product, of `length` terms. */
+/* acc[c] -= A b_c for WIDTH columns b_c: a tile of a product, of `length` terms. */
 INLINE void subtract_product(vec acc[WIDTH], const double *A, const double *B, long length) {
     vec sums[WIDTH];
     for (int c = 0; c < WIDTH; c++) sums[c] = acc[c];
@@ -87,7 +88,7 @@ INLINE void subtract_product(vec acc[WIDTH], const double *A, const double *B, l
     for (int c = 0; c < WIDTH; c++) acc[c] = sums[c];
 }
 
-/* Replace columns `first` to `first + 8` of a panel x by those of x L^-T, the earlier ones done. */
+/* Replace columns `first` to `first + WIDTH` of a panel x by those of x L^-T, the earlier ones done. */
 INLINE void solve_tile(double *x, const double *L_panel, const double *inverse, long first) {
     vec acc[WIDTH];
     for (int c = 0; c < WIDTH; c++) acc[c] = load(x + (first + c) * WIDTH);
@@ -109,8 +110,8 @@ INLINE void solve_panel(double *x, const double *L, const double *inverse, long 
 /* The Cholesky factor L of a symmetric matrix, in its place, and the inverses of its diagonal.
 
    The diagonal of what was factored is in `diagonal`; a pivot that is not above `least` times its
-   entry (nor is one that is not a number) ends it. Returns whether all were. `n` is a multiple of
-   eight, with ones on the diagonal where the matrix is filled up. */
+   entry (nor is one that is not a number) ends it. Returns whether all were. Where the matrix is
+   filled up it has ones on the diagonal. */
 INLINE int cholesky(double *L, double *inverse, const double *diagonal, long n, double least) {
     for (long i = 0; i < n; i += WIDTH) {
         double *panel = L + i * n;

@@ -77,11 +77,11 @@ INLINE const double *at(Part part, long i) {
 
 /* --- a program and its factors ------------------------------------------------------------------ */
 
-/* Rows are those of A, from a multiple of eight on those of G, and of the identity. The products of
-   rows with each other are kept with the equalities eliminated; where there are so many rows that
+/* Rows are those of A, from the next panel on those of G and of the identity. The products of rows
+   with each other are kept with the equalities eliminated; where there are so many rows that
    products on the way are cheaper, H is NULL, `fixed` is 0, and equalities are rows like others. */
 typedef struct {
-    long n, fixed, rows;         /* multiples of eight; the first `fixed` rows are equalities */
+    long n, fixed, rows;         /* filled up; the first `fixed` rows are equalities */
     long eliminated;             /* how many they are: p, or 0 */
     double *P, *C;               /* symmetric, and all rows, in panels */
     double *L, *inverse;         /* the Cholesky factor of P */
