@@ -1,12 +1,13 @@
 """Optimization problems, roots and fixed points as differentiable layers for PyTorch."""
 
+from typing import TYPE_CHECKING, Any
+
 # First, since what follows imports `solvers`: a user's file of that name is reported here.
 from ._alias import solvers  # isort: split
 
 from .closest_feasible import ClosestFeasible, closest_feasible_qp
 from .cone import cone_program
 from .cone_projection import cone_projection
-from .cvxpy import CvxpyLayer
 from .exact import Exact
 from .failure import SolverWarning
 from .fixed_point import fixed_point
@@ -41,6 +42,19 @@ from .solvers import (
     Status,
     ZeroCone,
 )
+
+if TYPE_CHECKING:
+    from .cvxpy import CvxpyLayer
+else:
+
+    def __getattr__(name: str) -> Any:
+        """What most programs do without is imported when it is used."""
+        if name == "CvxpyLayer":
+            from .cvxpy import CvxpyLayer
+
+            return CvxpyLayer
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "BoxCone",

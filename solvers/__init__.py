@@ -1,5 +1,8 @@
 """Numerical solvers: tensors in, a :class:`Solution` out. Users spell it ``optlayers.solvers``."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .cone import (
     SCS,
     BoxCone,
@@ -20,21 +23,6 @@ from .fixed_point import (
     Anderson,
     FixedPointSolver,
     Picard,
-)
-from .linear import (
-    CG,
-    GMRES,
-    LSMR,
-    LU,
-    MINRES,
-    QR,
-    BiCGSTAB,
-    Cholesky,
-    DirectSolver,
-    IterativeLinearSolver,
-    LinearOperator,
-    LinearSolver,
-    NeumannSeries,
 )
 from .minimize import (
     BFGS,
@@ -74,6 +62,32 @@ from .root import (
     ScipyRoot,
 )
 from .solution import Residuals, Solution, SolverError, Status
+
+if TYPE_CHECKING:
+    from .linear import (
+        CG,
+        GMRES,
+        LSMR,
+        LU,
+        MINRES,
+        QR,
+        BiCGSTAB,
+        Cholesky,
+        DirectSolver,
+        IterativeLinearSolver,
+        LinearOperator,
+        LinearSolver,
+        NeumannSeries,
+    )
+else:
+
+    def __getattr__(name: str) -> Any:
+        """What layers do without is imported when it is used, so that they are there sooner."""
+        linear = None if name.startswith("_") else import_module(".linear", __name__)
+        if name == "linear" or (linear is not None and name in linear.__all__):
+            return linear if name == "linear" else getattr(linear, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "BFGS",
