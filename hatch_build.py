@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sysconfig
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ class Compile(BuildHookInterface):  # type: ignore[type-arg]
             compile_library(Path(self.root))
         except (OSError, subprocess.CalledProcessError) as error:
             self.app.display_warning(f"No C compiler that can do it, so without {LIBRARY}: {error}")
-            (Path(self.root) / LIBRARY).unlink(missing_ok=True)
+            with suppress(OSError):  # a checkout that may not be written to
+                (Path(self.root) / LIBRARY).unlink(missing_ok=True)
             return
         tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{tag}"
@@ -42,7 +44,7 @@ class Compile(BuildHookInterface):  # type: ignore[type-arg]
 
 def compile_library(root: Path) -> None:
     """Compile each version of the code at the same time, then put them together."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+    compiler = shlex.split(os.environ.get("CC") or "cc")
     sources = root / SOURCES
     many = platform.machine().lower() in ("x86_64", "amd64")
     levels = LEVELS if many else {"base": ""}

@@ -12,6 +12,7 @@ from solvers.qp.choose import Automatic
 from solvers.qp.kkt import Factor
 from solvers.qp.quadratic_program import (
     CORE_NDIM,
+    DATA_NDIM,
     QuadraticProgram,
     check,
 )
@@ -22,7 +23,7 @@ from .exact import Exact, check_adjoint
 from .failure import OnFailure, check_policy, paint, report
 from .implicit.batching import batch_first
 from .implicit.function import Tensors, solve_implicitly
-from .implicit.kkt import DATA_NDIM, KKTConditions
+from .implicit.kkt import KKTConditions
 from .implicit.system import System
 from .smoothed import Smoothed, smooth_solution
 from .sparse_qp import sparse_qp

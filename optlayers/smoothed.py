@@ -23,14 +23,14 @@ from torch import Tensor
 
 from solvers.batch import broadcast_shapes
 from solvers.qp.interior_point import InteriorPoint
-from solvers.qp.quadratic_program import QuadraticProgram
+from solvers.qp.quadratic_program import DATA_NDIM, QuadraticProgram
 from solvers.qp.rows import stack, unstack
 from solvers.solution import SolverError, Status
 
 from .failure import OnFailure, warn
 from .implicit.batching import batch_first, sum_to
 from .implicit.function import Tensors, solve_implicitly
-from .implicit.kkt import DATA_NDIM, FixedActiveRows, pull_back
+from .implicit.kkt import FixedActiveRows, pull_back
 from .implicit.system import System
 
 

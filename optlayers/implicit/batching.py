@@ -88,7 +88,7 @@ def outer(a: Any, b: Any, c: Any, d: Any, batch: Sequence[int], right: Any = Non
     """
     full = a.shape[:-1]
     if math.prod(batch) == 1 != math.prod(full):
-        a, b, c, d = (t.reshape(-1, t.shape[-1]) for t in (a, b, c, d))
+        a, b, c, d = (t.reshape(math.prod(full), t.shape[-1]) for t in (a, b, c, d))
         product = a.mT @ b + c.mT @ d
         return product.reshape(*batch, *product.shape)
     # As products of pairs, which pass over the result once.

@@ -23,19 +23,18 @@ import torch
 from torch import Tensor
 
 from solvers.batch import broadcast_shapes, flat
-from solvers.qp import kkt, native
-from solvers.qp.quadratic_program import CORE_NDIM
+from solvers.qp import kkt
+from solvers.qp.quadratic_program import DATA_NDIM
 
 from .batching import batch_first, outer, pair, sum_to
 from .function import Tensors, solve_implicitly
+from .native_kkt import pull_back_natively
 from .system import (
     SYSTEM_NDIM,
     System,
     nobody_differentiates,
     stacked_matrices,
 )
-
-DATA_NDIM = tuple(CORE_NDIM.values())
 
 
 @dataclass(frozen=True)
@@ -63,64 +62,34 @@ class KKTConditions:
         needed: Sequence[bool],
     ) -> Tensors:
         """Cotangents of the inputs; slack and objective need no linear solve of their own."""
-        system = self.system(inputs, outputs)
-        if not torch.compiler.is_compiling() and nobody_differentiates(cotangents):
-            plain = self._vjp_natively(inputs, outputs, cotangents, needed, system)
-            if plain is not None:
-                return plain
+        data, solution, system = inputs[:8], outputs[:4], self.system(inputs, outputs)
+        given = cotangents[: self.differentiable]
 
-        def adjoint(g_x: Tensor, *g_nu: Tensor | None) -> tuple[Tensor, ...]:
-            minus_y, minus_z, minus_box = (None if g is None else -g for g in g_nu)
-            P, _, G, _, A = inputs[:5]
-            return solve_implicitly(
-                FixedActiveRows(), P, g_x, G, minus_z, A, minus_y, minus_box, minus_box, *system
+        def pull(
+            data: Tensors, solution: Sequence[Tensor], system: System, given: Tensors
+        ) -> list[Tensor | None]:
+            def adjoint(g_x: Tensor, *g_nu: Tensor | None) -> tuple[Tensor, ...]:
+                minus_y, minus_z, minus_box = (None if g is None else -g for g in g_nu)
+                P, _, G, _, A = data[:5]
+                return solve_implicitly(
+                    FixedActiveRows(), P, g_x, G, minus_z, A, minus_y, minus_box, minus_box, *system
+                )
+
+            return pull_back(data, solution, system.side, given, needed, adjoint)
+
+        plain = system.L is None and not torch.compiler.is_compiling()
+        if plain and nobody_differentiates(cotangents):
+            grads = pull_back_natively(
+                data,
+                solution,
+                system.side,
+                given,
+                needed,
+                lambda data, solution, side, given: pull(data, solution, System(side), given),
             )
-
-        return pull_back(
-            inputs[:8], outputs[:4], system.side, cotangents[: self.differentiable], needed, adjoint
-        )
-
-    def _vjp_natively(
-        self,
-        inputs: Tensors,
-        outputs: Sequence[Tensor],
-        cotangents: Tensors,
-        needed: Sequence[bool],
-        system: System,
-    ) -> list[Tensor | None] | None:
-        """The same in compiled code, where nobody differentiates the gradients again."""
-        x, side = outputs[0], system.side
-        shape, data = x.shape[:-1], inputs[:8]
-        if system.L is not None or side.shape[:-1] != shape:
-            return None
-        if not native.is_plain(data[0], x, side.shape[-1]):
-            return None
-        # Matrices that elements share get one product for all of them.
-        own, summed = [False] * 8, False
-        for i, (t, core) in enumerate(zip(data, DATA_NDIM, strict=True)):
-            if t is not None and needed[i]:
-                own[i] = core == 1 or t.shape[:-2] == shape
-                summed = summed or not own[i]
-        given = [*cotangents[: self.differentiable], None, None][:6]
-        found = native.adjoint(data, outputs[:4], side, given, own, summed)
-        if found is None:
-            return None
-        grads, a = found
-        factors: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
-        if a is not None:
-            _, y, z, _ = outputs[:4]
-            a_x, a_y, a_z, _ = a.split([t.shape[-1] for t in outputs[:4]], -1)
-            factors = {0: (a_x, x, x, a_x), 2: (a_z, x, z, a_x), 4: (a_y, x, y, a_x)}
-        for i, t in enumerate(data):
-            if t is not None and needed[i]:
-                g = grads[i]
-                if g is None:
-                    left, b, right, d = factors[i]
-                    product = outer(left, b, right, d, t.shape[:-2])
-                    grads[i] = product if i else 0.5 * product  # P is symmetric
-                elif g.shape != t.shape:
-                    grads[i] = sum_to(g, t.shape)
-        return grads + [None] * (len(needed) - 8)
+            if grads is not None:
+                return grads
+        return pull(data, solution, system, given)
 
     def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
         """Tangents of the differentiable outputs."""

@@ -24,7 +24,7 @@ from .solver import Outcome
 
 LIBRARY = Path(__file__).parent / "c" / "native.so"
 # The form of the structures, which the library must confirm.
-INTERFACE = 1
+INTERFACE = 2
 # Variables and rows, together: larger problems belong to libraries whose linear algebra works in
 # blocks for the outer caches, and would need 100 MB a thread.
 LARGEST = 4000
@@ -160,7 +160,7 @@ def adjoint(
     cotangents: Sequence[Tensor | None],
     wanted: Sequence[bool],
     with_adjoint: bool,
-) -> tuple[list[Tensor | None], Tensor | None] | None:
+) -> tuple[list[Tensor | None], Tensor | None, Tensor | None]:
     r"""Gradients of each element, from the KKT conditions on its active rows.
 
     Args:
@@ -172,9 +172,10 @@ def adjoint(
         with_adjoint: Whether to return what outer products are made of.
 
     Returns:
-        Gradients ``(*batch, ...)``, None for those not wanted, and :math:`a` with shape
-        ``(*batch, n + rows)``: the gradient of ``G`` is :math:`a_z x^\top + z a_x^\top`. None if an
-        element's KKT matrix is nearly singular.
+        Gradients ``(*batch, ...)``, None for those not wanted; :math:`a` with shape
+        ``(*batch, n + rows)``: the gradient of ``G`` is :math:`a_z x^\top + z a_x^\top`; and which
+        elements have a KKT matrix that is nearly singular, boolean ``(B)``, or None if none has:
+        other methods have to look there, and all of the above is zero.
     """
     x, y, z, z_box = (t.contiguous() for t in solution)
     shape = side.shape[:-1]
@@ -190,11 +191,13 @@ def adjoint(
         _empty(*shape, *core) if want else None for want, core in zip(wanted, cores, strict=True)
     ]
     a = _empty(*shape, n + p + m + boxes) if with_adjoint else None
+    singular = np.empty(call.batch, np.bool_)
     task = words(
         (x.data_ptr(), n, y.data_ptr(), p, z.data_ptr(), m, z_box.data_ptr(), boxes)
         + (side.data_ptr(),)
         + (*part(of_x, 1), *part(of_y, 1), *part(of_z, 1), *part(of_box, 1), *part(of_s, 1))
         + (*part(of_value, 0), *[0 if t is None else t.data_ptr() for t in (*grads, a)])
+        + (singular.ctypes.data,)
     )
-    singular = call.run(library().optlayers_qp_adjoint, problem, task)
-    return None if singular else (grads, a)
+    some = call.run(library().optlayers_qp_adjoint, problem, task)
+    return grads, a, torch.from_numpy(singular) if some else None

@@ -9,6 +9,7 @@ from ..batch import broadcast_shapes
 
 # name -> number of core dimensions, the last of which is n for matrices and bounds.
 CORE_NDIM = {"P": 2, "q": 1, "G": 2, "h": 1, "A": 2, "b": 1, "lb": 1, "ub": 1}
+DATA_NDIM = tuple(CORE_NDIM.values())
 
 
 @dataclass(eq=False)

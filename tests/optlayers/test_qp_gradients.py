@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import optlayers as ol
 from optlayers.implicit import kkt as conditions
+from optlayers.implicit import native_kkt
 from optlayers.solvers import InteriorPoint
 from solvers.qp import kkt, native
 from tests.optlayers.oracles import (
@@ -177,11 +178,64 @@ def test_gradient_of_the_objective_needs_no_linear_solve(compiled, monkeypatch):
     if compiled:  # which does not answer if it has to solve with a matrix that became zero
         data["P"].data.zero_()
         adjoint = native.adjoint
-        monkeypatch.setattr(native, "adjoint", lambda *args: adjoint(*args) or refuse())
+
+        def spy(*args):
+            assert adjoint(*args)[2] is None
+            return adjoint(*args)
+
+        monkeypatch.setattr(native, "adjoint", spy)
     else:
         monkeypatch.setattr(native, "library", lambda: None)
     value.backward()
     assert data["q"].grad is not None
+
+
+# --- elements that are degenerate, among others ---------------------------------------------------
+
+
+def degenerate_among_others(sharing):
+    """Six programs, two of which have an equality twice; ``sharing`` names what elements share."""
+    data, _ = planted(3, 5, 6, 2, bounds=True, batch=(2, 3))
+    twice = data["A"].clone()
+    for at in ((0, 1), (1, 2)):
+        twice[at][1], data["b"][at][1] = twice[at][0], data["b"][at][0]
+    data["A"] = twice
+    if sharing == "P":
+        data["P"] = data["P"][0, 0]
+    if sharing == "G":
+        data["G"], data["h"] = data["G"][:1, :1], data["h"] + 40
+    if sharing == "a part":
+        data["P"], data["q"] = data["P"][:, :1], data["q"][:1]
+    return data
+
+
+@pytest.mark.parametrize("sharing", ["nothing", "P", "G", "a part"])
+def test_degenerate_elements_among_others(sharing, monkeypatch):
+    data = degenerate_among_others(sharing)
+    found = gradients(data, layer(*OUTPUTS))
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert_gradients_close(found, gradients(data, layer(*OUTPUTS)), 1e-9)
+
+
+def test_degenerate_elements_change_no_bit_of_others():
+    data = degenerate_among_others("nothing")
+    plain = data | {"A": data["A"].clone(), "b": data["b"].clone()}
+    plain["A"][0, 1, 1] += torch.arange(5)
+    plain["b"][0, 1, 1] += 0.1
+    one, other = gradients(data, layer("x", "z")), gradients(plain, layer("x", "z"))
+    others = torch.tensor([[True, False, True], [True, True, True]])
+    for name, gradient in one.items():
+        assert torch.equal(gradient[others], other[name][others]), name
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1, 0, 3)])
+def test_shared_matrices_without_rows(shape):
+    P, q = torch.eye(3, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
+    G, h = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape[:-1], dtype=torch.float64)
+    leaves = [t.requires_grad_() for t in (P, q, G, h)]
+    ol.qp(*leaves).x.sum().backward()
+    assert G.grad.shape == shape
+    torch.testing.assert_close(q.grad, -torch.ones_like(q))
 
 
 # --- only what is asked for -----------------------------------------------------------------------
@@ -205,14 +259,15 @@ def test_no_matrix_gradient_is_computed_for_vectors(compiled, monkeypatch):
         raise AssertionError("an outer product")
 
     monkeypatch.setattr(conditions, "outer", refuse)
+    monkeypatch.setattr(native_kkt, "outer", refuse)
     if compiled:
         adjoint = native.adjoint
 
         def spy(*args):
-            grads, a = adjoint(*args)
+            grads, a, singular = adjoint(*args)
             assert [t is not None for t in grads] == [name in leaves for name in INPUTS]
             assert a is None
-            return grads, a
+            return grads, a, singular
 
         monkeypatch.setattr(native, "adjoint", spy)
     else:

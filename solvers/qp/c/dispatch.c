@@ -6,7 +6,7 @@ typedef int64_t Solve(const void *, const void *, int64_t, int64_t, double, doub
 typedef int64_t Adjoint(const void *, const void *, int64_t, int64_t);
 
 /* What the structures of qp.c look like; native.py asks whether it knows them. */
-int64_t optlayers_qp_interface(void) { return 1; }
+int64_t optlayers_qp_interface(void) { return 2; }
 
 extern Solve optlayers_qp_solve_base;
 extern Adjoint optlayers_qp_adjoint_base;

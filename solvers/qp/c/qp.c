@@ -53,6 +53,7 @@ typedef struct {
     Part of_x, of_y, of_z, of_box, of_s, of_value;  /* cotangents; NULL for zero */
     double *P, *q, *G, *h, *A, *b, *lb, *ub;         /* gradients; NULL for those not wanted */
     double *a;                                       /* for sums of outer products; or NULL */
+    int8_t *singular;                                /* where there is no regular KKT matrix */
 } Adjoint;
 
 /* --- memory ------------------------------------------------------------------------------------- */
@@ -411,13 +412,13 @@ INLINE int judge(
     double of_gap = fabs(quadratic) + fabs(linear) + fabs(support);
     out->objective[i] = 0.5 * quadratic + linear;
     out->primal[i] = primal, out->dual[i] = dual, out->gap[i] = gap;
-    return primal <= eps_abs + eps_rel * largest_of(size_primal) &&
+    return primal + dual + gap < INFINITY && primal <= eps_abs + eps_rel * largest_of(size_primal) &&
            dual <= eps_abs + eps_rel * largest_of(size_dual) &&
            gap <= eps_abs + eps_rel * of_gap;
 }
 
 INLINE void copy(double *to, const double *from, long i, long size) {
-    memcpy(to + i * size, from, size * sizeof *to);
+    if (size) memcpy(to + i * size, from, size * sizeof *to);
 }
 
 INLINE int solve_one(
@@ -438,10 +439,13 @@ INLINE int solve_one(
         s->r_nu[row] = set->sign[k] < 0.0 ? s->lower[row] : s->upper[row];
     }
     solve_kkt_well(s);
+    /* Rounding may give a multiplier the other sign; whether it was only that shows in the residuals. */
+    int changed = 0;
     for (long k = set->fixed; k < set->count; k++) {
         double *nu = s->nu + t->fixed + set->row[k];
-        if (set->sign[k] * *nu < 0.0) *nu = 0.0; /* by rounding */
+        if (set->sign[k] * *nu < 0.0) *nu = 0.0, changed = 1;
     }
+    if (changed) measure(s);
     out->iterations[i] = iterations;
     copy(out->x, s->x, i, n);
     copy(out->y, s->nu, i, p);
@@ -574,10 +578,10 @@ INLINE void outer(
 }
 
 /* Gradients from a, by outer products with the solution; those of the objective by the envelope
-   theorem, half of it in the products. */
+   theorem, half of it in the products. Nothing but zeros where the KKT matrix is singular. */
 INLINE void pull_back(const Data *data, const Adjoint *task, double *a, long i) {
     long n = data->n, p = data->p, m = data->m, boxes = data->boxes;
-    const double *x = at(task->x, i), *value = at(task->of_value, i);
+    const double *x = at(task->x, i), *value = task->singular[i] ? NULL : at(task->of_value, i);
     struct { const double *solution; long first, size; double *matrix, *vector; } part[] = {
         {at(task->y, i), n, p, task->A, task->b},
         {at(task->z, i), n + p, m, task->G, task->h},
@@ -606,8 +610,8 @@ INLINE void pull_back(const Data *data, const Adjoint *task, double *a, long i) 
     }
 }
 
-/* Gradients of the elements `low` to `high`. Returns whether one has no regular KKT matrix, where it
-   stops, or -1 if there is no memory. */
+/* Gradients of the elements `low` to `high`. Returns how many have no regular KKT matrix: theirs are
+   zero; or -1 if there is no memory. */
 int64_t FOR(optlayers_qp_adjoint, LEVEL)(
     const Data *data, const Adjoint *task, int64_t low, int64_t high
 ) {
@@ -615,13 +619,14 @@ int64_t FOR(optlayers_qp_adjoint, LEVEL)(
     long size = data->n + data->p + data->m + data->boxes;
     void *room = make_room(&s, data, !shared(data) || gram_pays(data, size - data->n));
     double *own = task->a ? NULL : malloc(size * sizeof *own);
-    int64_t found = room && (own || task->a) ? 0 : -1;
-    for (long i = low; i < high && !found; i++) {
+    int64_t singular = room && (own || task->a) ? 0 : -1;
+    for (long i = low; i < high && singular >= 0; i++) {
         double *a = own ? own : task->a + i * size;
-        found = !solve_adjoint(&s, data, task, a, i);
-        if (!found) pull_back(data, task, a, i);
+        task->singular[i] = !solve_adjoint(&s, data, task, a, i);
+        singular += task->singular[i];
+        pull_back(data, task, a, i);
     }
     free(own);
     free(room);
-    return found;
+    return singular;
 }

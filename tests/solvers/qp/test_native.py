@@ -18,6 +18,10 @@ class Elsewhere(Automatic):
     run = QPSolver.run
 
 
+def tensor(values: list[object]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
@@ -137,9 +141,8 @@ def differentiate(problem: QuadraticProgram) -> list[Tensor]:
     solution = (found.x, found.y, found.z, found.z_box)
     g = torch.Generator().manual_seed(1)
     cotangents = [normal(g, *t.shape) for t in (*solution, found.s, found.objective)]
-    result = native.adjoint(data, solution, found.side, cotangents, [True] * 8, False)
-    assert result is not None
-    return [t for t in result[0] if t is not None]
+    grads, _, _ = native.adjoint(data, solution, found.side, cotangents, [True] * 8, False)
+    return [t for t in grads if t is not None]
 
 
 def test_the_library_was_compiled() -> None:
@@ -277,6 +280,25 @@ def test_iterations_run_out() -> None:
     assert found[1] == 3
 
 
+def test_opposite_rows_that_are_nearly_parallel() -> None:
+    """Multipliers of the wrong sign were once cut off, and the residual was that of before."""
+    near, side, other = tensor([0.79, -0.73, 1.11]), tensor([-0.18, 1.13, 0.86]), tensor([1, -2, 1])
+    G = torch.stack([near, -near + 2.6866203599346e-05 * side, other])
+    q = -G.mT @ tensor([1e3, 1e3, 0])
+    problem = QuadraticProgram(torch.eye(3, dtype=torch.float64), q, G, torch.zeros(3).double())
+    found = Automatic().solve(problem)
+    assert found.status == Status.SOLVED
+    assert (found.x + q + G.mT @ found.z).abs().max() < 1e-9
+    assert found.x.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("q", "row"), [(-2.0, 1e308), (-1e120, 1e200)])
+def test_what_overflows_is_not_solved(q: float, row: float) -> None:
+    P = torch.eye(1, dtype=torch.float64)
+    problem = QuadraticProgram(P, tensor([q]), tensor([[row]]), tensor([1]))
+    assert solve(problem)[1] == 1
+
+
 # --- guesses --------------------------------------------------------------------------------------
 
 
@@ -316,13 +338,14 @@ def test_no_derivative_where_active_rows_depend_on_each_other() -> None:
     side = found.side.clone()
     side[1, 2:4] = 1
     solution = (found.x, found.y, found.z, found.z_box)
-    ones: list[Tensor | None] = [torch.ones_like(found.x), *[None] * 5]
+    ones = torch.ones_like(found.x)
     wanted = [True] * 6 + [False] * 2
-    assert native.adjoint(data, solution, side, ones, wanted, False) is None
-    ones[0] = ones[0] * torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)[:, None]  # type: ignore[operator]
-    result = native.adjoint(data, solution, side, ones, wanted, False)
-    assert result is not None  # where nobody asks there is nothing to solve
-    assert all(t is None or not t[1].any() for t in result[0])
+    grads, _, singular = native.adjoint(data, solution, side, [ones, *[None] * 5], wanted, False)
+    assert singular is not None
+    assert singular.tolist() == [False, True, False]
+    assert all(t is None or (t[0].any() and not t[1].any()) for t in grads)
+    ones[1] = 0.0  # where nobody asks there is nothing to solve
+    assert native.adjoint(data, solution, side, [ones, *[None] * 5], wanted, False)[2] is None
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -333,9 +356,8 @@ def test_what_outer_products_are_made_of(shared: bool, many: bool) -> None:
     data = [getattr(problem, field.name) for field in fields(problem)]
     solution = (found.x, found.y, found.z, found.z_box)
     cotangents: list[Tensor | None] = [torch.ones_like(found.x), *[None] * 5]
-    result = native.adjoint(data, solution, found.side, cotangents, [True] * 8, True)
-    assert result is not None
-    grads, a = result
+    grads, a, singular = native.adjoint(data, solution, found.side, cotangents, [True] * 8, True)
+    assert singular is None
     assert a is not None
     a_x, _, a_z, _ = a.split([5, 2, found.z.shape[1], 0], -1)
     expected = a_z[..., None] * found.x[:, None] + found.z[..., None] * a_x[:, None]
