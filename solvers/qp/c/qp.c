@@ -486,6 +486,7 @@ INLINE int prepare_active(Solving *s, const Data *data, const int8_t *side, long
     ActiveSet *set = &s->set;
     long n = data->n, p = data->p, count = p + data->m + data->boxes;
     clear(set);
+    memset(s->center, 0, t->rows * sizeof *s->center); /* no ends, no multipliers to look for */
     if (shared(data)) {
         if (!prepare(t, data, i)) return 0;
         for (long row = t->eliminated; row < count; row++)
