@@ -253,9 +253,9 @@ class SolvedProgram(KKTConditions):
                 self._report(program, found)
                 found = _harmless(found, failed)
         # Forward mode cannot give a tangent to a view.
-        x, s = (t.clone() if t._is_view() else t for t in (found.x, found.s))
-        outputs = [x, found.y, found.z, found.z_box, s, found.objective]
-        outputs += [found.status, found.iterations]
+        vectors = found.x, found.y, found.z, found.z_box, found.s
+        outputs = [t.clone() if t._is_view() else t for t in vectors]
+        outputs += [found.objective, found.status, found.iterations]
         outputs += [found.primal, found.dual, found.gap, found.side, *(found.factor or ())]
         batch = found.status.shape[0]
         if len(shape) == 1:

@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,22 +59,23 @@ def in_front(
     return moved
 
 
-def pair(b: Any, d: Any, axis: int) -> Any:
+def pair(b: Tensor, d: Tensor, axis: int) -> Tensor:
     """Two vectors ``(*full, n)`` side by side on a new axis, -1 or -2: half of :func:`outer`."""
-    if isinstance(b, Tensor):
-        return torch.stack([b, d], axis)
-    n = b.shape[-1]
-    both = np.empty((*b.shape[:-1], n, 2) if axis == -1 else (*b.shape[:-1], 2, n))
-    turned = both if axis == -1 else both.mT
-    turned[..., 0], turned[..., 1] = b, d
-    return both
+    return torch.stack([b, d], axis)
 
 
-def outer(a: Any, b: Any, c: Any, d: Any, batch: Sequence[int], right: Any = None) -> Any:
+def outer(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    batch: Sequence[int],
+    right: Tensor | None = None,
+) -> Tensor:
     r"""The matrices :math:`a b^\top + c d^\top`, summed over the batch dimensions ``batch`` lacks.
 
     Args:
-        a: ``(*full, k)``, a tensor or a numpy array like the others.
+        a: ``(*full, k)``.
         b: ``(*full, n)``.
         c: ``(*full, k)``.
         d: ``(*full, n)``.
@@ -96,7 +95,7 @@ def outer(a: Any, b: Any, c: Any, d: Any, batch: Sequence[int], right: Any = Non
     return product if batch == full else sum_to(product, (*batch, *product.shape[-2:]))
 
 
-def sum_to(t: Any, shape: Sequence[int]) -> Any:
+def sum_to(t: Tensor, shape: Sequence[int]) -> Tensor:
     """Sum over the leading dimensions that ``shape`` lacks or has as 1: a broadcast undone."""
     if tuple(t.shape) == tuple(shape):
         return t
@@ -104,7 +103,7 @@ def sum_to(t: Any, shape: Sequence[int]) -> Any:
     if extra:
         t = t.sum(tuple(range(extra)))
     kept = tuple(i for i, size in enumerate(shape) if size == 1 != t.shape[i])
-    return t.sum(kept, keepdims=True) if kept else t
+    return t.sum(kept, keepdim=True) if kept else t
 
 
 def legacy_vmap_level() -> int:

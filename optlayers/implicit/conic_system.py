@@ -53,8 +53,8 @@ def symmetric_times(P: Matrix, x: Tensor) -> Tensor:
 def gradient(M: Matrix, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     """``a b' + c d'`` on the pattern of ``M``, summed over what its batch shares."""
     if M.index is None:
-        return outer(a, b, c, d, M.batch_shape)  # type: ignore[no-any-return]
-    return sum_to(M.outer(a, b) + M.outer(c, d), M.values.shape)  # type: ignore[no-any-return]
+        return outer(a, b, c, d, M.batch_shape)
+    return sum_to(M.outer(a, b) + M.outer(c, d), M.values.shape)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solvers._threads import calm
 from solvers.batch import broadcast_shapes, flat
 from solvers.qp import kkt
 from solvers.qp.quadratic_program import DATA_NDIM
@@ -252,14 +253,13 @@ class FixedActiveRows(KKTConditions):
             P_, G_, A_ = grouped
             return stacked_matrices(P_, G_, A_, n, count, torch.Size((batch,)))
 
-        if system.L is None:
-            factor = kkt.factor_for(*whole(), active)
-        else:
-            parts = (system.L, system.M, system.norm, system.rho)
-            factor = kkt.Factor(
-                *(group(t, c) for t, c in zip(parts, SYSTEM_NDIM[1:], strict=True) if t is not None)
-            )
-        t_x, t_nu = kkt.solve(whole, factor, active, -column(q, n), r_nu)
+        with calm():  # the threads of the solve call torch
+            if system.L is None:
+                factor = kkt.factor_for(*whole(), active)
+            else:
+                parts = zip(system[1:], SYSTEM_NDIM[1:], strict=True)
+                factor = kkt.Factor(*(group(t, core) for t, core in parts if t is not None))
+            t_x, t_nu = kkt.solve(whole, factor, active, -column(q, n), r_nu)
 
         def back(t: Tensor) -> Tensor:
             # A copy: forward mode cannot give a tangent to a view.

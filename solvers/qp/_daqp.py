@@ -60,9 +60,9 @@ def solve_batch(
         ``x`` ``(B, n)``, multipliers ``(B, rows)``, statuses and iterations ``(B)``. Problems that
         failed have NaN in the first two.
     """
-    rows, n = A.shape[-2:]
     import daqp
 
+    rows, n = A.shape[-2:]
     given = [None if t is None else _contiguous(t) for t in (H, f, A, upper, lower, sense)]
     x, lam = np.empty((batch, n)), np.empty((batch, rows))
     flags, iterations = np.zeros(batch, np.int32), np.zeros(batch, np.int32)

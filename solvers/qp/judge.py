@@ -66,11 +66,11 @@ def judge(rows: Rows, x: Tensor, nu: Tensor, eps_abs: float, eps_rel: float) -> 
     """
     tensors = (rows.P, rows.q, rows.C, rows.lower, rows.upper, x, nu)
     if x.device.type != "cpu":
-        return Verdict(*measure(TORCH, *_with_products(*tensors), eps_abs, eps_rel))
+        return Verdict(*measure(TORCH, eps_abs, eps_rel, *tensors))
     # In numpy, whose calls cost a third of torch's: this is much of a small problem's time.
     with np.errstate(all="ignore"):
         arrays = [t.numpy() for t in tensors]
-        measured = measure(NUMPY, *_with_products(*arrays), eps_abs, eps_rel)
+        measured = measure(NUMPY, eps_abs, eps_rel, *arrays)
     return Verdict(*(torch.from_numpy(t) for t in measured))
 
 
@@ -95,43 +95,35 @@ NUMPY = Library(
 )
 
 
-def _with_products(
-    P: Any, q: Any, C: Any, lower: Any, upper: Any, x: Any, nu: Any
-) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any]:
-    Px, Cx = (P @ x[..., None])[..., 0], (C @ x[..., None])[..., 0]
-    pull = (C.mT @ nu[..., None])[..., 0]
-    return x, q, nu, lower, upper, Px, Cx, pull
-
-
 def measure(
     library: Library,
-    x: Any,
-    q: Any,
-    nu: Any,
-    lower: Any,
-    upper: Any,
-    Px: Any,
-    Cx: Any,
-    pull: Any,
     eps_abs: float,
     eps_rel: float,
+    P: Any,
+    q: Any,
+    C: Any,
+    lower: Any,
+    upper: Any,
+    x: Any,
+    nu: Any,
 ) -> tuple[Any, ...]:
     """The verdict's entries.
 
     Args:
         library: Whose arrays all these are.
-        x: ``(B, n)``.
-        q: Linear terms ``(1 or B, n)``.
-        nu: Multipliers ``(B, rows)``.
-        lower: Lower ends ``(1 or B, rows)``.
-        upper: Upper ends ``(1 or B, rows)``.
-        Px: The Hessian times ``x``.
-        Cx: The rows times ``x``.
-        pull: The transposed rows times ``nu``.
         eps_abs: See :func:`judge`.
         eps_rel: See :func:`judge`.
+        P: See :class:`~solvers.qp.rows.Rows`, as the following four.
+        q: Linear terms.
+        C: The rows.
+        lower: Their lower ends.
+        upper: Their upper ends.
+        x: ``(B, n)``.
+        nu: Multipliers ``(B, rows)``.
     """
     where, maximum, dot, largest, nan_to_num = library
+    Px, Cx = (P @ x[..., None])[..., 0], (C @ x[..., None])[..., 0]
+    pull = (C.mT @ nu[..., None])[..., 0]
     quadratic, linear = dot(x, Px), dot(x, q)
     # Zero times an infinite end is not a number, and means zero.
     support = dot(where(nu > 0, upper, where(nu < 0, lower, 0.0)), nu)

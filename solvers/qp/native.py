@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import _threads
 from ..batch import flat
 from .quadratic_program import QuadraticProgram
+from .rows import doubles
 from .solver import Outcome
 
 LIBRARY = Path(__file__).parent / "c" / "native.so"
@@ -91,9 +92,8 @@ class _Call:
             + (*part(A, 2), *part(b, 1), *part(lb, 1), *part(ub, 1))
         )
 
-    def run(self, function: Callable[..., int], *arguments: Any) -> int:
+    def run(self, function: Callable[..., int], data: bytes, task: bytes, *rest: float) -> int:
         """Call ``function(data, task, low, high, *rest)``, in threads if that pays; sum it up."""
-        data, task, *rest = arguments
         n, p, m, boxes = self.sizes
         rows = p + m + boxes
         microseconds = self.batch * (1.0 + n * (n + rows) * (n + rows) / 10_000)
@@ -112,11 +112,6 @@ class _Call:
 def words(numbers: Sequence[int]) -> bytes:
     """A structure whose entries all have eight bytes."""
     return struct.pack(f"{len(numbers)}q", *numbers)
-
-
-def _empty(*shape: int) -> Tensor:
-    """Uninitialised memory from numpy, which asks the system for huge pages."""
-    return torch.from_numpy(np.empty(shape))
 
 
 def solve(
@@ -141,7 +136,7 @@ def solve(
     if not is_plain(problem.P, q, rows):
         return None
     call = _Call(problem.batch_shape, n, p, m, boxes)
-    batch, empty = call.batch, _empty
+    batch, empty = call.batch, doubles
     data = call.data((problem.P, q, problem.G, problem.h, problem.A, problem.b, lb, ub))
     vectors = empty(batch, n), empty(batch, p), empty(batch, m), empty(batch, boxes)
     s, objective, primal, dual, gap = empty(batch, m), *[empty(batch) for _ in range(4)]
@@ -188,9 +183,9 @@ def adjoint(
     side = side.contiguous()
     cores = (n, n), (n,), (m, n), (m,), (p, n), (p,), (n,), (n,)
     grads = [
-        _empty(*shape, *core) if want else None for want, core in zip(wanted, cores, strict=True)
+        doubles(*shape, *core) if want else None for want, core in zip(wanted, cores, strict=True)
     ]
-    a = _empty(*shape, n + p + m + boxes) if with_adjoint else None
+    a = doubles(*shape, n + p + m + boxes) if with_adjoint else None
     singular = np.empty(call.batch, np.bool_)
     task = words(
         (x.data_ptr(), n, y.data_ptr(), p, z.data_ptr(), m, z_box.data_ptr(), boxes)

@@ -154,10 +154,15 @@ def _stack(
 
 
 def empty(like: Tensor, *shape: int) -> Tensor:
-    """Uninitialised memory; on a CPU from numpy, which asks the system for huge pages."""
+    """Uninitialised memory like a tensor's."""
     if like.device.type == "cpu" and like.dtype == torch.float64:
-        return torch.from_numpy(np.empty(shape))
+        return doubles(*shape)
     return like.new_empty(shape)
+
+
+def doubles(*shape: int) -> Tensor:
+    """Uninitialised memory from numpy, which asks the system for huge pages."""
+    return torch.from_numpy(np.empty(shape))
 
 
 def symmetric(P: Tensor) -> Tensor:

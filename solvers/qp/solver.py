@@ -167,13 +167,9 @@ def assess(
         better = (rough & (polished.error < verdict.error))[:, None]
         x, nu = torch.where(better, polished_x, x), torch.where(better, polished_nu, nu)
         verdict = judge(rows, x, nu, eps_abs, eps_rel)
-    # Copies: forward mode cannot give a tangent to a view.
-    y, z, z_box = (t.clone() for t in unstack(nu, rows))
     return Outcome(
         x,
-        y,
-        z,
-        z_box,
+        *unstack(nu, rows),
         inequalities(rows.upper - verdict.Cx, rows),
         verdict.objective,
         verdict.status(found.status),

@@ -128,7 +128,7 @@ INLINE double project(ActiveSet *s, long j) {
         for (long i = 0; i < s->count; i++) products[i] = H[s->row[i]];
         square = H[j];
     } else {
-        const double *M = s->M + j / WIDTH * WIDTH * s->n + j % WIDTH;
+        const double *M = entry((double *)s->M, s->n, j, 0);
         for (long k = 0; k < s->n; k++) s->u[k] = M[k * WIDTH];
         for (long i = 0; i < s->count; i++) products[i] = dot(s->active + i * s->n, s->u, s->n);
         square = dot(s->u, s->u, s->n);
@@ -156,6 +156,15 @@ INLINE void add(ActiveSet *s, long j, double sign, double distance, double end, 
     s->count++;
 }
 
+/* Add a row with the multiplier zero, unless it depends on the active ones. */
+INLINE int add_if_independent(ActiveSet *s, long j, double sign, double end) {
+    if (s->count == s->most) return 0;
+    double distance = project(s, j);
+    if (!(distance > DEPENDENT)) return 0;
+    add(s, j, sign, distance, end, 0.0);
+    return 1;
+}
+
 /* Drop the k-th active row: rotations of the columns of T leave its row of T one entry, in the last
    column, and both go. */
 INLINE void drop(ActiveSet *s, long k) {
@@ -173,11 +182,10 @@ INLINE void drop(ActiveSet *s, long k) {
         s->y[i] = cosine * y - sine * s->y[i + 1];
         s->y[i + 1] = cosine * s->y[i + 1] + sine * y;
     }
-    for (long i = 0; i < last; i++) {
-        double *T = s->T + i * stride;
-        if (i >= k) memmove(T + k, T + k + 1, (i + 1 - k) * sizeof *T), T[i + 1] = 0.0;
-    }
     for (long i = k; i < last; i++) {
+        double *T = s->T + i * stride;
+        memmove(T + k, T + k + 1, (i + 1 - k) * sizeof *T);
+        T[i + 1] = 0.0;
         s->row[i] = s->row[i + 1], s->sign[i] = s->sign[i + 1], s->now[i] = s->now[i + 1];
         s->high[i] = s->high[i + 1], s->low[i] = s->low[i + 1];
         if (!s->H) memcpy(s->active + i * s->n, s->active + (i + 1) * s->n, s->n * sizeof *s->u);

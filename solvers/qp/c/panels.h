@@ -69,10 +69,15 @@ INLINE double largest(const double *v, long size) {
     return largest_of(found);
 }
 
+/* Where panels with `columns` columns keep the entry (i, k); the next column is WIDTH further on. */
+INLINE double *entry(double *panels, long columns, long i, long k) {
+    return panels + i / WIDTH * WIDTH * columns + k * WIDTH + i % WIDTH;
+}
+
 /* Copy a row-major matrix into rows `first` on of panels with `columns` columns. */
 INLINE void pack(double *panels, long columns, long first, const double *from, long rows, long n) {
     for (long i = 0; i < rows; i++) {
-        double *to = panels + (first + i) / WIDTH * WIDTH * columns + (first + i) % WIDTH;
+        double *to = entry(panels, columns, first + i, 0);
         for (long k = 0; k < n; k++) to[k * WIDTH] = from[i * n + k];
     }
 }

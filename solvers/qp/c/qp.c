@@ -124,10 +124,6 @@ INLINE long place(const Program *t, long row) {
     return row < t->eliminated ? row : t->fixed + row - t->eliminated;
 }
 
-INLINE double *entry(double *panels, long columns, long i, long k) {
-    return panels + i / WIDTH * WIDTH * columns + k * WIDTH + i % WIDTH;
-}
-
 /* The symmetric part of P, and its factor. */
 INLINE int factor(Program *t, const double *P, long n) {
     double *diagonal = t->partial;
@@ -208,6 +204,7 @@ typedef struct {
     double *w, *d, *l, *center;
     double *Px, *Cx, *pull;      /* products with x and nu */
     double length;               /* of L' x, which bounds what unit rows make of it */
+    long *kept;                  /* where `prepare_active` keeps the user's rows; -1 for nowhere */
 } Solving;
 
 INLINE void lay_out_solving(Solving *s, Arena *arena, const Data *data, int with_gram) {
@@ -225,6 +222,7 @@ INLINE void lay_out_solving(Solving *s, Arena *arena, const Data *data, int with
     for (size_t i = 0; i < sizeof of_most / sizeof *of_most; i++) *of_most[i] = doubles(arena, padded(most));
     set->active = with_gram ? NULL : doubles(arena, most * n);
     set->row = take(arena, most * sizeof(long));
+    s->kept = take(arena, (data->p + data->m + data->boxes) * sizeof(long));
     set->T = doubles(arena, most * padded(most));
     set->rows = rows - fixed, set->n = n, set->most = most, set->stride = padded(most);
     set->M = s->program.M + fixed * n, set->H = s->program.H, set->center = s->center + fixed;
@@ -369,18 +367,13 @@ INLINE int find_active_rows(Solving *s, const double *guess, long count, long *i
     set->tolerance = FEASIBLE * largest;
     clear(set);
     for (long k = 0; k < set->rows; k++)
-        if (set->upper[k] == set->lower[k]) {
-            double distance = set->count < set->most ? project(set, k) : 0.0;
-            if (!(distance > DEPENDENT)) return 0;
-            add(set, k, 0.0, distance, set->upper[k], 0.0);
-        }
+        if (set->upper[k] == set->lower[k] && !add_if_independent(set, k, 0.0, set->upper[k]))
+            return 0;
     set->fixed = set->count;
     for (long i = eliminated; guess && i < count; i++) {
         long k = i - eliminated;
         double sign = guess[i] > 0.0 ? 1.0 : -1.0, end = sign > 0.0 ? set->upper[k] : set->lower[k];
-        if (!(fabs(guess[i]) > 0.0) || isinf(end) || set->count == set->most) continue;
-        double distance = project(set, k);
-        if (distance > DEPENDENT) add(set, k, sign, distance, end, 0.0);
+        if (fabs(guess[i]) > 0.0 && !isinf(end)) add_if_independent(set, k, sign, end);
     }
     return walk(set, iterations);
 }
@@ -480,49 +473,40 @@ int64_t FOR(optlayers_qp_solve, LEVEL)(
 
 /* --- derivatives -------------------------------------------------------------------------------- */
 
-/* A program without its inactive rows, unless all elements share one. */
+/* A program without its inactive rows, unless all elements share one; with the active rows in the set. */
 INLINE int prepare_active(Solving *s, const Data *data, const int8_t *side, long i) {
     Program *t = &s->program;
     ActiveSet *set = &s->set;
     long n = data->n, p = data->p, count = p + data->m + data->boxes;
+    if (shared(data)) {
+        for (long row = 0; row < count; row++) s->kept[row] = place(t, row);
+        if (!prepare(t, data, i)) return 0;
+    } else {
+        const double *P = at(data->P, i), *G = at(data->G, i);
+        if (P != t->of_P) t->regular = factor(t, P, n);
+        t->of_P = P;
+        if (!t->regular) return 0;
+        long active = 0;
+        for (long row = 0; row < count; row++)
+            s->kept[row] = row < p ? row : side[row] ? t->fixed + active++ : -1;
+        if (active > set->most) return 0;
+        set->rows = padded(active), t->rows = t->fixed + set->rows;
+        memset(t->C + t->fixed * t->n, 0, set->rows * t->n * sizeof *t->C);
+        if (p) pack(t->C, t->n, 0, at(data->A, i), p, n);
+        for (long row = p; row < count; row++) {
+            if (s->kept[row] < 0) continue;
+            if (row < p + data->m)
+                pack(t->C, t->n, s->kept[row], G + (row - p) * n, 1, n);
+            else
+                *entry(t->C, t->n, s->kept[row], row - p - data->m) = 1.0;
+        }
+        transform(t);
+        if (!relate(t)) return 0;
+    }
     clear(set);
     memset(s->center, 0, t->rows * sizeof *s->center); /* no ends, no multipliers to look for */
-    if (shared(data)) {
-        if (!prepare(t, data, i)) return 0;
-        for (long row = t->eliminated; row < count; row++)
-            if (side[row]) {
-                double distance = set->count < set->most ? project(set, row - t->eliminated) : 0.0;
-                if (!(distance > DEPENDENT)) return 0;
-                add(set, row - t->eliminated, 0.0, distance, 0.0, 0.0);
-            }
-        return 1;
-    }
-    const double *P = at(data->P, i), *G = at(data->G, i);
-    if (P != t->of_P) t->regular = factor(t, P, n);
-    t->of_P = P;
-    if (!t->regular) return 0;
-    long active = 0;
-    for (long row = p; row < count; row++) active += side[row] != 0;
-    if (active > set->most) return 0;
-    set->rows = padded(active), t->rows = t->fixed + set->rows;
-    memset(t->C + t->fixed * t->n, 0, set->rows * t->n * sizeof *t->C);
-    if (p) pack(t->C, t->n, 0, at(data->A, i), p, n);
-    active = 0;
-    for (long row = p; row < count; row++)
-        if (side[row]) {
-            long to = t->fixed + active++, k = row - p - data->m;
-            if (k < 0)
-                pack(t->C, t->n, to, G + (row - p) * n, 1, n);
-            else
-                *entry(t->C, t->n, to, k) = 1.0;
-        }
-    transform(t);
-    if (!relate(t)) return 0;
-    for (long row = 0; row < active; row++) {
-        double distance = project(set, row);
-        if (!(distance > DEPENDENT)) return 0;
-        add(set, row, 0.0, distance, 0.0, 0.0);
-    }
+    for (long row = t->eliminated; row < count; row++)
+        if (side[row] && !add_if_independent(set, s->kept[row] - t->fixed, 0.0, 0.0)) return 0;
     return 1;
 }
 
@@ -537,10 +521,10 @@ INLINE int solve_adjoint(Solving *s, const Data *data, const Adjoint *task, doub
     /* Most often none: of elements that failed, and where a loss looks at a part of the batch. */
     const double *given[] = {g_x, g[0], g[1], g[2], g_s};
     long sizes[] = {n, p, m, data->boxes, m};
-    int any = 0;
+    int asked = 0;
     for (int j = 0; j < 5; j++)
-        for (long k = 0; given[j] && k < sizes[j]; k++) any |= given[j][k] != 0.0;
-    if (!any) return 1;
+        for (long k = 0; given[j] && k < sizes[j]; k++) asked |= given[j][k] != 0.0;
+    if (!asked) return 1;
     if (!prepare_active(s, data, side, i)) return 0;
     memset(s->r_x, 0, t->n * sizeof *s->r_x);
     memset(s->r_nu, 0, t->rows * sizeof *s->r_nu);
@@ -549,20 +533,14 @@ INLINE int solve_adjoint(Solving *s, const Data *data, const Adjoint *task, doub
         const double *row = at(data->G, i) + j * n;
         for (long k = 0; k < n; k++) s->r_x[k] += row[k] * g_s[j];
     }
-    /* From the user's rows to those that are kept, and back. */
-    long first[] = {0, p, p + m, count}, kept = t->fixed;
+    long first[] = {0, p, p + m, count};
     for (int j = 0; j < 3; j++)
-        for (long row = first[j]; row < first[j + 1]; row++) {
-            long to = shared(data) || row < p ? place(t, row) : side[row] ? kept++ : -1;
-            if (g[j] && side[row] && to >= 0) s->r_nu[to] = -g[j][row - first[j]];
-        }
+        for (long row = first[j]; g[j] && row < first[j + 1]; row++)
+            if (side[row] && s->kept[row] >= 0) s->r_nu[s->kept[row]] = -g[j][row - first[j]];
     solve_kkt_well(s);
     memcpy(a, s->x, n * sizeof *a);
-    kept = t->fixed;
-    for (long row = 0; row < count; row++) {
-        long from = shared(data) || row < p ? place(t, row) : side[row] ? kept++ : -1;
-        if (from >= 0) a[n + row] = s->nu[from];
-    }
+    for (long row = 0; row < count; row++)
+        if (s->kept[row] >= 0) a[n + row] = s->nu[s->kept[row]];
     for (long j = 0; g_s && j < m; j++) a[n + p + j] -= g_s[j];
     return 1;
 }

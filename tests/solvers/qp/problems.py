@@ -11,10 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from solvers.qp import QuadraticProgram
+from solvers.qp import Automatic, QuadraticProgram
+from solvers.qp.solver import QPSolver
 from solvers.solution import Status
 
 inf, nan = torch.inf, torch.nan
+
+
+class Uncompiled(Automatic):
+    """The default where our own code was not compiled."""
+
+    run = QPSolver.run
 
 
 @dataclass(frozen=True)

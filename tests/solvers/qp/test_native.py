@@ -9,17 +9,8 @@ from torch import Tensor
 
 from optlayers.solvers import Automatic, ProximalInteriorPoint, QuadraticProgram, Solution, Status
 from solvers.qp import native
-from solvers.qp.solver import Outcome, QPSolver
-
-
-class Elsewhere(Automatic):
-    """The default without its compiled code."""
-
-    run = QPSolver.run
-
-
-def tensor(values: list[object]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+from solvers.qp.solver import Outcome
+from tests.solvers.qp.problems import Uncompiled, tensor
 
 
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
@@ -79,7 +70,7 @@ def test_solutions(size: tuple[int, int, int, str], shared: bool) -> None:
     assert found.primal.max() < 1e-11
     assert found.dual.max() < 1e-11
     assert found.gap.max() < 1e-10
-    same(found, Elsewhere().solve(problem), 1e-9)
+    same(found, Uncompiled().solve(problem), 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -257,7 +248,7 @@ def test_rows_that_depend_on_active_ones() -> None:
     found, unsettled = solve(problem)
     assert unsettled == 0
     assert (found.side.sum(-1) == 3).any()
-    same(found, Elsewhere().solve(problem), 1e-9)
+    same(found, Uncompiled().solve(problem), 1e-9)
 
 
 @pytest.mark.parametrize("copies", [2, 5])

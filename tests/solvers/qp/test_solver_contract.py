@@ -17,14 +17,7 @@ from optlayers.solvers import (
     Status,
 )
 from solvers.qp.quadratic_program import CORE_NDIM
-from tests.solvers.qp.problems import ALL, PROBLEMS, Known, eye, qp, tensor
-
-
-class Uncompiled(Automatic):
-    """The default where our own code was not compiled."""
-
-    run = QPSolver.run
-
+from tests.solvers.qp.problems import ALL, PROBLEMS, Known, Uncompiled, eye, qp, tensor
 
 SOLVERS = [
     pytest.param(solver, id=type(solver).__name__)
