@@ -5,7 +5,7 @@ which samples still run; all it remembers are local variables. Samples never wai
 be right: what a sample ends with is recorded when it stops, whatever the method does to it later.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -43,7 +43,23 @@ class Iterate(NamedTuple):
     scale: Tensor | None = None
 
 
-Iterates = Generator[Iterate, Tensor, None]
+class Steps(NamedTuple):
+    """Several iterates in a row, between which the method asked nobody: asking may cost more.
+
+    What follows the step with which the last sample is done is not looked at.
+
+    Attributes:
+        x: As many tensors ``(B, n)``.
+        error: As of one iterate ``(steps, B)``, an array on a CPU.
+        scale: As of one iterate ``(steps, B)``, the same.
+    """
+
+    x: Sequence[Tensor]
+    error: Any
+    scale: Any
+
+
+Iterates = Generator[Iterate | Steps, Tensor, None]
 
 
 class Run(NamedTuple):
@@ -114,85 +130,161 @@ class IterativeSolver:
             For each sample its best or last point, and what became of it.
         """
         it = next(iterates)
-        eps_abs, eps_rel = self.tolerances(it.x.dtype)
-        # One number a sample: on a CPU numpy does that in a fraction of a call to torch.
-        on_cpu = it.x.device.type == "cpu"
-        xp: Any = np if on_cpu else torch
-        error = _plain(it.error)
-        tiny = xp.full_like(error, torch.finfo(it.error.dtype).tiny)
-        best, best_value = it.x, it.value
-        best_error = best_ratio = before = infinity = xp.full_like(error, xp.inf)
-        running = infinity > 0.0
-        converged, lost = ~running, ~running
-        iterations = xp.zeros_like(error, dtype=xp.int64)
-        errors: list[Tensor] = []
-        everyone = torch.as_tensor(running)
-        recorded = self.verbose or self.keep_history
-        together = on_cpu and not recorded  # as long as all samples run
-        for k in range(self.max_iter + 1):
-            looks_back, last = k % self.patience == self.patience - 1, k == self.max_iter
-            error = _plain(it.error)
-            tolerance = eps_abs + eps_rel * _scale(it.x, it.scale)
-            ratio = error / xp.maximum(tolerance, tiny)
-            if together and not (looks_back or last):
-                # As most often, all are better and none is there: then little is to do.
-                bound = infinity if self.keeps_last else best_ratio
-                if np.logical_and.reduce((ratio > 1.0) & (ratio < bound)):
-                    best, best_error, best_value, best_ratio = it.x, error, it.value, ratio
-                    iterations += 1
-                    it = iterates.send(everyone)
-                    continue
-            finite = xp.isfinite(error) & xp.isfinite(tolerance)  # the norm of x may overflow
-            better = running & (finite if self.keeps_last else finite & (ratio < best_ratio))
-            if on_cpu and better.all():
-                best, best_error, best_value, best_ratio = it.x, error, it.value, ratio
-            else:
-                mask = torch.as_tensor(better)
-                best = torch.where(mask[:, None], it.x, best)
-                best_error = xp.where(better, error, best_error)
-                best_ratio = xp.where(better, ratio, best_ratio)
-                if it.value is not None and best_value is not None:
-                    best_value = torch.where(mask, it.value, best_value)
-            arrived = running & finite & (error <= tolerance)
-            converged = converged | arrived
-            lost = lost | (running & xp.isnan(error))
-            running = running & ~(arrived | lost)
-            if looks_back:
-                stuck = best_ratio > LEAST_PROGRESS * before
-                running = running & ~(stuck & (best_ratio <= LOOSE))
-                before = best_ratio
-            together = together and bool(running.all())
-            if self.keep_history:
-                errors.append(torch.as_tensor(xp.where(iterations == k, error, xp.nan)))
-            if self.verbose:
-                _print_line(k, running, it)
-            checked = on_cpu or k % STEPS_BETWEEN_CHECKS == 0
-            if last or (checked and not bool(running.any())):
-                break
-            iterations = iterations + running
-            it = iterates.send(torch.as_tensor(running))
+        record = _Record(self, it)
+        while not record.looks_at(it):
+            it = iterates.send(record.everyone if record.together else record.mask())
         iterates.close()
-        status = xp.full_like(iterations, int(Status.MAX_ITERATIONS))
-        status[lost] = Status.NUMERICAL_ERROR
-        status[best_ratio <= LOOSE] = Status.SOLVED_INACCURATE
-        status[converged] = Status.SOLVED
+        return record.run(() if isinstance(it, Steps) else it.kept)
+
+
+class _Record:
+    """What became of every sample so far; one number a sample.
+
+    Args:
+        solver: Says when to stop.
+        first: The first iterate.
+    """
+
+    def __init__(self, solver: IterativeSolver, first: Iterate | Steps) -> None:
+        steps = _steps(first)
+        x = steps.x[0]
+        self.solver = solver
+        self.eps_abs, self.eps_rel = solver.tolerances(x.dtype)
+        # On a CPU numpy does in a fraction of the time what little there is to do with numbers.
+        self.on_cpu = x.device.type == "cpu"
+        xp: Any = np if self.on_cpu else torch
+        self.xp = xp
+        count = len(x)
+        like: dict[str, Any] = {} if self.on_cpu else {"device": x.device}
+        self.best, self.best_value = x, None if isinstance(first, Steps) else first.value
+        self.best_ratio = self.before = self.best_error = xp.zeros(count, **like) + xp.inf
+        self.iterations = xp.zeros(count, dtype=xp.int64, **like)
+        self.running = self.best_ratio > 0.0
+        self.converged = self.lost = ~self.running
+        self.everyone = torch.ones(count, dtype=torch.bool, device=x.device)
+        self.errors: list[Tensor] = []
+        # As long as all samples run, and nothing is written down.
+        recorded = solver.verbose or solver.keep_history
+        self.together = self.on_cpu and not recorded and count > 0
+        self.k = 0  # the number of the next step
+
+    def mask(self) -> Tensor:
+        """Who still runs."""
+        return torch.as_tensor(self.running)
+
+    def looks_at(self, it: Iterate | Steps) -> bool:
+        """Take account of what comes next; whether that was all."""
+        steps, value = _steps(it), None if isinstance(it, Steps) else it.value
+        tolerances = self.eps_abs + self.eps_rel * steps.scale
+        for i in range(self._skips(steps, tolerances, value), len(steps.x)):
+            if self._looks_closely(steps.x[i], steps.error[i], tolerances[i], value):
+                return True
+        return False
+
+    def _skips(self, steps: Steps, tolerances: Any, value: Tensor | None) -> int:
+        """Over how many of the steps, as nothing happened there.
+
+        Most often all samples are better than before and none is there: then little is to do.
+        """
+        most = min(len(steps.x), self.solver.max_iter - self.k)
+        if not self.together or most <= 0:
+            return 0
+        ratios = steps.error / tolerances
+        bounds: Any = np.inf
+        if self.solver.keeps_last:
+            pass
+        elif len(steps.x) == 1:
+            bounds = self.best_ratio
+        else:
+            bounds = np.concatenate((self.best_ratio[None], ratios[:-1]))
+        quiet = (ratios > 1.0) & (ratios < bounds)
+        if not np.logical_and.reduce(quiet, axis=None):
+            most = min(most, int(quiet.all(-1).argmin()))
+        for looks_back in range(self._until_looking_back(), most, self.solver.patience):
+            if self._stuck(ratios[looks_back]).any():
+                most = looks_back
+                break
+            self.before = ratios[looks_back]
+        if most:
+            last = most - 1
+            self.best, self.best_value = steps.x[last], value
+            self.best_error, self.best_ratio = steps.error[last], ratios[last]
+            self.iterations += most
+            self.k += most
+        return most
+
+    def _until_looking_back(self) -> int:
+        patience = self.solver.patience
+        return patience - 1 - self.k % patience
+
+    def _stuck(self, best_ratio: Any) -> Any:
+        """Who made no progress for a while, near the tolerance."""
+        return (best_ratio > LEAST_PROGRESS * self.before) & (best_ratio <= LOOSE)
+
+    def _looks_closely(self, x: Tensor, error: Any, tolerance: Any, value: Tensor | None) -> bool:
+        """Take account of one step; whether it was the last one."""
+        xp, k, solver = self.xp, self.k, self.solver
+        ratio = error / tolerance.clip(torch.finfo(x.dtype).tiny)
+        finite = xp.isfinite(error) & xp.isfinite(tolerance)  # the norm of x may overflow
+        better = self.running & finite
+        if not solver.keeps_last:
+            better = better & (ratio < self.best_ratio)
+        if self.on_cpu and better.all():
+            self.best, self.best_value = x, value
+            self.best_error, self.best_ratio = error, ratio
+        else:
+            mask = torch.as_tensor(better)
+            self.best = torch.where(mask[:, None], x, self.best)
+            self.best_error = xp.where(better, error, self.best_error)
+            self.best_ratio = xp.where(better, ratio, self.best_ratio)
+            if value is not None and self.best_value is not None:
+                self.best_value = torch.where(mask, value, self.best_value)
+        arrived = self.running & finite & (error <= tolerance)
+        self.converged = self.converged | arrived
+        self.lost = self.lost | (self.running & xp.isnan(error))
+        self.running = self.running & ~(arrived | self.lost)
+        if self._until_looking_back() == 0:
+            self.running = self.running & ~self._stuck(self.best_ratio)
+            self.before = self.best_ratio
+        self.together = self.together and bool(self.running.all())
+        if solver.keep_history:
+            self.errors.append(torch.as_tensor(xp.where(self.iterations == k, error, xp.nan)))
+        if solver.verbose:
+            _print_line(k, self.running, error, value)
+        checked = self.on_cpu or k % STEPS_BETWEEN_CHECKS == 0
+        if k == solver.max_iter or (checked and not bool(self.running.any())):
+            return True
+        self.iterations = self.iterations + self.running
+        self.k += 1
+        return False
+
+    def run(self, kept: tuple[Tensor, ...]) -> Run:
+        """What came of it all."""
+        where = self.xp.where
+        status = where(self.lost, int(Status.NUMERICAL_ERROR), int(Status.MAX_ITERATIONS))
+        status = where(self.best_ratio <= LOOSE, int(Status.SOLVED_INACCURATE), status)
+        status = where(self.converged, int(Status.SOLVED), status)
         return Run(
-            best,
+            self.best,
             torch.as_tensor(status),
-            torch.as_tensor(iterations),
-            torch.as_tensor(best_error),
-            best_value,
-            it.kept,
-            torch.stack(errors) if errors else None,
+            torch.as_tensor(self.iterations),
+            torch.as_tensor(self.best_error),
+            self.best_value,
+            kept,
+            torch.stack(self.errors) if self.errors else None,
         )
 
 
-def _plain(t: Tensor) -> Any:
+def plain(t: Tensor) -> Any:
+    """Numbers of samples as what handles them fastest."""
     return t.numpy() if t.device.type == "cpu" else t
 
 
-def _scale(x: Tensor, scale: Tensor | None) -> Any:
-    return _plain(torch.linalg.vector_norm(x, dim=-1) if scale is None else scale)
+def _steps(it: Iterate | Steps) -> Steps:
+    if isinstance(it, Steps):
+        return it
+    scale = torch.linalg.vector_norm(it.x, dim=-1) if it.scale is None else it.scale
+    return Steps((it.x,), plain(it.error)[None], plain(scale)[None])
 
 
 def solution_of(run: Run, shape: torch.Size) -> Solution:
@@ -208,11 +300,12 @@ def solution_of(run: Run, shape: torch.Size) -> Solution:
     )
 
 
-def _print_line(k: int, running: Any, it: Iterate) -> None:
+def _print_line(k: int, running: Any, error: Any, value: Tensor | None) -> None:
     if k == 0:
         print(f"{'iteration':>9} {'running':>9} {'largest step':>14} {'median step':>14}", end="")
-        print("" if it.value is None else f" {'mean value':>14}")
-    largest = float(it.error.nan_to_num(torch.inf).max()) if len(it.error) else 0.0
-    median = float(it.error.median()) if len(it.error) else 0.0
+        print("" if value is None else f" {'mean value':>14}")
+    error = torch.as_tensor(error)
+    largest = float(error.nan_to_num(torch.inf).max()) if len(error) else 0.0
+    median = float(error.median()) if len(error) else 0.0
     print(f"{k:9d} {int(running.sum()):9d} {largest:14.3e} {median:14.3e}", end="")
-    print("" if it.value is None else f" {float(it.value.mean()):14.6e}")
+    print("" if value is None else f" {float(value.mean()):14.6e}")

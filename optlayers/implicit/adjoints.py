@@ -55,12 +55,9 @@ class Linearised:
     on_failure: OnFailure
     graph: Graph | None = None
 
-    def product(self, step: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """The matrix of the system, perhaps as it is one step on, times ``(columns, B, n)``."""
-        return self._product if step is None else self._product_at(self.x + step, self.transposed)
-
     @cached_property
-    def _product(self) -> Callable[[Tensor], Tensor]:
+    def product(self) -> Callable[[Tensor], Tensor]:
+        """The matrix of the system times ``(columns, B, n)``."""
         if self.graph is not None:
             return self.graph.product
         return self._product_at(self.x, self.transposed)
@@ -72,7 +69,7 @@ class Linearised:
     def _product_at(self, x: Tensor, transposed: bool) -> Callable[[Tensor], Tensor]:
         if not (transposed or self.kind.symmetric):
             return over_columns(jacobian_product(self.function, x))
-        return Graph.of(self.function, x).product
+        return Graph(self.function, x).product
 
     def step(self, v: Tensor) -> Callable[[Tensor], Tensor]:
         r"""One of :math:`u \leftarrow u - (A u - v)`, where :math:`A` is the system's matrix.
@@ -86,12 +83,18 @@ class Linearised:
         flat, graph = v.reshape(-1, v.shape[-1]), self.graph
         if graph is not None and len(v) == 1:
             return lambda u: graph.step(u, flat)
-        product = self.product()
-        return lambda u: u - product(u.reshape(v.shape)).reshape(flat.shape) + flat
+        return lambda u: u - self.product(u.reshape(v.shape)).reshape(flat.shape) + flat
 
-    def residual(self, u: Tensor, v: Tensor) -> Tensor:
-        """What a solution leaves of ``v``, ``(columns, B, n)``."""
-        return v - (self.product()(u) if self.graph is None else self.graph.last_product(u))
+    def residual(self, u: Tensor, v: Tensor, step: Tensor | None = None) -> Tensor:
+        """What a solution leaves of ``v``, ``(columns, B, n)``, perhaps with the matrix a step on.
+
+        The derivatives in the parameters, which come with it, are then those a step on as well.
+        """
+        if self.graph is not None:
+            return v - self.graph.last_product(u, step)
+        if step is None:
+            return v - self.product(u)
+        return v - self._product_at(self.x + step, self.transposed)(u)
 
     def matrix(self) -> tuple[Tensor, Tensor]:
         """The value of the conditions ``(B, n)`` and the matrix of the system ``(B, n, n)``."""
@@ -130,52 +133,45 @@ class Dense(Adjoint):
         """Solve by LU."""
         if not v.numel():
             return torch.zeros_like(v), v.new_zeros(v.shape[:-1])
-        solve = _by_what_was_kept(system, v) if system.kept else None
-        if solve is None:
+        found = _by_what_was_kept(system, v) if system.kept else None
+        if found is None:
             value, M = system.matrix()
-            solve = _by_lu(M)
-        else:
-            value = system.function(system.x)
-        u = solve(v, False)
+            found = _by_lu(M, v, value[None], system.transposed)
+        u, step = found[0], -found[1][0]
         # A Newton step tells how far the point may be from the solution.
-        step = -solve(value[None], system.transposed)[0]
-        residual = relative(v - system.product(step.nan_to_num(0.0))(u), v)
+        residual = relative(system.residual(u, v, step.nan_to_num(0.0)), v)
         length, size = (torch.linalg.vector_norm(t, dim=-1) for t in (step, system.x))
         far = length / (size + NEARBY[v.dtype])
         return judged(system, v, u, torch.maximum(residual, far))
 
 
-def _by_lu(M: Tensor) -> Callable[[Tensor, bool], Tensor]:
-    """Solve with ``(B, n, n)``, for ``(columns, B, n)``, and with its transpose."""
+def _by_lu(M: Tensor, v: Tensor, w: Tensor, other: bool) -> tuple[Tensor, Tensor]:
+    """Solve with ``(B, n, n)`` for ``v`` and ``w``, with its transpose for ``w`` if it says so."""
     if M.shape[-1] == 1:
-        return lambda v, transposed: v / M[..., 0]
+        return v / M[..., 0], w / M[..., 0]
     with calm():
         LU, pivots, _ = torch.linalg.lu_factor_ex(M)
-
-    def solve(v: Tensor, other: bool) -> Tensor:
-        right = v.movedim(0, -1)
-        with calm():
-            solved: Tensor = torch.linalg.lu_solve(LU, pivots, right, adjoint=other)
-        return solved.movedim(-1, 0)
-
-    return solve
+        u = torch.linalg.lu_solve(LU, pivots, v.movedim(0, -1))
+        x = torch.linalg.lu_solve(LU, pivots, w.movedim(0, -1), adjoint=other)
+    return u.movedim(-1, 0), x.movedim(-1, 0)
 
 
-def _by_what_was_kept(system: Linearised, v: Tensor) -> Callable[[Tensor, bool], Tensor] | None:
-    """Solve with the solver's factorisation, refined; None if that does not get there."""
-    product = system.product()
+def _by_what_was_kept(system: Linearised, v: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Solve for ``v`` and for the conditions, as :func:`_by_lu` does, with what forward factored.
+
+    Refined; None if that does not get there.
+    """
 
     def rough(v: Tensor, transposed: bool) -> Tensor:
         solved = [system.kind.apply_inverse(system.kept, c, transposed=transposed) for c in v]
         return torch.stack(solved)
 
-    def solve(v: Tensor, flipped: bool) -> Tensor:
-        transposed = system.transposed != flipped
-        u = rough(v, transposed)
-        return u if flipped else u + rough(v - product(u), transposed)
-
-    good = relative(v - product(solve(v, False)), v) < torch.finfo(v.dtype).eps ** 0.75
-    return solve if bool(good.all()) else None
+    u = rough(v, system.transposed)
+    u = u + rough(v - system.product(u), system.transposed)
+    good = relative(v - system.product(u), v) < torch.finfo(v.dtype).eps ** 0.75
+    if not bool(good.all()):
+        return None
+    return u, rough(system.function(system.x)[None], False)
 
 
 @dataclass(frozen=True)
@@ -199,7 +195,7 @@ class Iterative(Adjoint):
         if solver is None:
             solver = MINRES() if system.kind.symmetric else GMRES()
         n = v.shape[-1]
-        product, other = system.product(), system.other_product()
+        product, other = system.product, system.other_product()
 
         def on_all(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
             return lambda u: function(u.reshape(v.shape)).reshape(-1, n)
@@ -257,7 +253,7 @@ class Neumann(Adjoint):
 
     def solve(self, system: Linearised, v: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the series."""
-        product, u = system.product(), v
+        product, u = system.product, v
         for _ in range(self.k):
             u = u - product(u) + v
         return u, relative(v - product(u), v)
@@ -280,7 +276,7 @@ class Phantom(Adjoint):
 
     def solve(self, system: Linearised, v: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the series."""
-        product, u = system.product(), self.tau * v
+        product, u = system.product, self.tau * v
         for _ in range(self.k - 1):
             u = u + self.tau * (v - product(u))
         return u, relative(v - product(u), v)
@@ -348,13 +344,14 @@ def judged(
     Raises:
         SolverError: Where the policy is to raise and a sample's system has no solution.
     """
-    busy = v.any(-1)
-    if not bool(busy.all()):
-        idle = ~busy
-        u = torch.where(idle[..., None], 0.0, u)
-        residual = torch.where(idle, 0.0, residual)
     worst = float(residual.max()) if residual.numel() else 0.0  # NaN if there is one
     accepted = max(INACCURATE.get(u.dtype, 1e-1), asked)
+    if worst <= accepted:
+        return u, residual
+    idle = ~v.any(-1)
+    u = torch.where(idle[..., None], 0.0, u)
+    residual = torch.where(idle, 0.0, residual)
+    worst = float(residual.max())
     if worst <= accepted:
         return u, residual
     failed = ~(residual <= NO_SOLUTION)

@@ -1,7 +1,7 @@
 """A user's arguments as plain tensors, and back: pytrees, modules, and constants among them."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock, RLock
@@ -29,11 +29,18 @@ class Arguments:
     @contextmanager
     def bound(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Any, ...]]:
         """The arguments with these tensors in them, and in the modules among them meanwhile."""
-        with ExitStack() as stack:
-            for leaf in self.leaves:
-                if isinstance(leaf, _Module):
-                    stack.enter_context(leaf.holding(tensors))
+        modules = [leaf for leaf in self.leaves if isinstance(leaf, _Module)]
+        held: list[tuple[_Module, list[Any]]] = []
+        try:
+            for leaf in modules:
+                lock_of(leaf.module).acquire()
+                held.append((leaf, []))
+                held[-1][1].extend(leaf.hold(tensors))
             yield self.plain(tensors)
+        finally:
+            for leaf, own in reversed(held):
+                leaf.give_back(own)
+                lock_of(leaf.module).release()
 
     def plain(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
         """The arguments with these tensors in them; modules as they are."""
@@ -65,17 +72,17 @@ class _Module:
     def value(self, tensors: Sequence[Tensor]) -> Any:
         return self.module
 
-    @contextmanager
-    def holding(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        with lock_of(self.module):
-            own = [slot.owner._parameters[slot.name] for slot in self.slots]
-            try:
-                for slot in self.slots:
-                    slot.owner._parameters[slot.name] = tensors[slot.number]  # type: ignore[assignment]
-                yield
-            finally:
-                for slot, parameter in zip(self.slots, own, strict=True):
-                    slot.owner._parameters[slot.name] = parameter
+    def hold(self, tensors: Sequence[Tensor]) -> list[Any]:
+        """Put tensors in the place of the module's parameters, which are returned."""
+        own: list[Any] = [slot.owner._parameters[slot.name] for slot in self.slots]
+        for slot in self.slots:
+            slot.owner._parameters[slot.name] = tensors[slot.number]  # type: ignore[assignment]
+        return own
+
+    def give_back(self, own: list[Any]) -> None:
+        """Undo that."""
+        for slot, parameter in zip(self.slots, own, strict=False):  # none if they were not found
+            slot.owner._parameters[slot.name] = parameter
 
 
 class _Slot(NamedTuple):
@@ -108,6 +115,9 @@ _making = Lock()
 
 def lock_of(module: nn.Module) -> RLock:
     """The lock of a module, the same for all threads."""
+    lock = _locks.get(module)
+    if lock is not None:
+        return lock
     with _making:
         return _locks.setdefault(module, RLock())
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from solvers.iteration import Run
+from solvers.iteration import Run, plain
 from solvers.solution import Solution, Status
 
 from ..failure import OnFailure, report
@@ -112,8 +112,8 @@ class Conditions:
                         first_flat = ravel(first, self.batch_ndim).reshape(flat.shape)
                         on_flat.know(self.kind.image, flat, first_flat)
                 run = self.kind.find(on_flat, flat) if size else _nothing_to_find(flat)
-                failed = run.status > Status.SOLVED_INACCURATE
-                if bool(failed.any()):
+                if (plain(run.status) > Status.SOLVED_INACCURATE).any():
+                    failed = run.status > Status.SOLVED_INACCURATE
                     self._report(run, batch)
                     # Derivatives are multiplied by zero there, and must be finite for that.
                     run = run._replace(x=torch.where(failed[:, None], flat, run.x))
@@ -263,8 +263,8 @@ class Conditions:
     def _graph(self, on_flat: FlatFunctions, x: Tensor, leaves: Sequence[Tensor]) -> Graph:
         image = self.kind.image
         if image is None:
-            return Graph.of(on_flat(self.kind.residual), x, leaves)
-        return Graph.of(on_flat(image), x, leaves, of_image=True)
+            return Graph(on_flat(self.kind.residual), x, leaves)
+        return Graph(on_flat(image), x, leaves, of_image=True)
 
     def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
         """Tangents of the unknowns and of the value."""

@@ -4,37 +4,38 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._C._functorch import (
+    _add_batch_dim,
+    _remove_batch_dim,
+    _vmap_decrement_nesting,
+    _vmap_increment_nesting,
+)
 from torch.autograd.graph import _engine_run_backward
-from torch.func import vmap
 
 
 class Graph:
     r"""The graph of conditions :math:`R(x, \theta)`, or of :math:`T` if they are :math:`x - T(x)`.
 
     Args:
-        x: The point ``(B, n)``, a leaf of the graph.
-        value: What was evaluated there ``(B, n)``.
-        leaves: Parameters, leaves of the graph as well.
-        of_image: Whether that was :math:`T`.
+        function: Of ``x`` ``(B, n)``; its values have the shape of ``x``.
+        x: The point.
+        leaves: Parameters that the function uses, leaves of the graph as well.
+        of_image: Whether the function is :math:`T`.
     """
 
-    def __init__(self, x: Tensor, value: Tensor, leaves: Sequence[Tensor], of_image: bool) -> None:
-        self.x, self.value, self.leaves, self.of_image = x, value, tuple(leaves), of_image
-        self._pulled: tuple[Tensor, Sequence[Tensor | None]] | None = None
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         function: Callable[[Tensor], Tensor],
         x: Tensor,
         leaves: Sequence[Tensor] = (),
         *,
         of_image: bool = False,
-    ) -> "Graph":
-        """Evaluate a function at ``x`` ``(B, n)``, whose values have the shape of ``x``."""
+    ) -> None:
+        self.function, self.leaves, self.of_image = function, tuple(leaves), of_image
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            return cls(x, function(x), leaves, of_image)
+            self.x = x.detach().requires_grad_()
+            self.value = function(self.x)
+        self._pulled: tuple[Tensor, Sequence[Tensor | None]] | None = None
 
     def conditions(self) -> Tensor:
         """The conditions at the point, ``(B, n)``."""
@@ -51,14 +52,19 @@ class Graph:
         pulled = self._pull(u)
         return v + pulled if self.of_image else u - pulled + v
 
-    def last_product(self, u: Tensor) -> Tensor:
+    def last_product(self, u: Tensor, step: Tensor | None = None) -> Tensor:
         """The product with ``(columns, B, n)`` of which :meth:`for_leaves` may be asked next.
 
-        Both come from one pass through the graph.
+        Both come from one pass through the graph, and with ``step`` from the point a step on.
         """
+        if step is None:
+            there = self
+        else:
+            x = self.x.detach() + step
+            there = Graph(self.function, x, self.leaves, of_image=self.of_image)
         if len(u) != 1:
-            return self.product(u)
-        pulled, *rest = self._run(u[0], (self.x, *self.leaves))
+            return there.product(u)
+        pulled, *rest = there._run(u[0], (there.x, *self.leaves))
         self._pulled = u, rest
         pulled = torch.zeros_like(u) if pulled is None else pulled[None]
         return u - pulled if self.of_image else pulled
@@ -76,9 +82,14 @@ class Graph:
         # For a column at a time plain autograd takes a third of what torch.func does.
         if len(u) == 1:
             return self._pull(u[0])[None]
-        # A node that draws numbers, in a recomputation say, draws the same for all columns.
-        columns: Tensor = vmap(self._pull, randomness="same")(u)
-        return columns
+        # What torch.func.vmap does, in half of its time. A node that draws numbers, in a
+        # recomputation say, draws the same for all columns.
+        level = _vmap_increment_nesting(len(u), "same")
+        try:
+            pulled = self._pull(_add_batch_dim(u, 0, level))
+            return _remove_batch_dim(pulled, level, len(u), 0)
+        finally:
+            _vmap_decrement_nesting()
 
     def _run(self, u: Tensor, leaves: tuple[Tensor, ...]) -> Sequence[Tensor | None]:
         if not (leaves and self.value.requires_grad):

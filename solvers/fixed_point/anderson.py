@@ -1,17 +1,20 @@
 """Anderson's mixing: the next point is made of the last few, so that their residuals cancel."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
+from math import log10
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._threads import calm
-from ..iteration import Iterate, Iterates
+from ..iteration import Iterate, Iterates, Steps
+from .plain import Pace, host, walk
 from .solver import FixedPointSolver
 
 # Mixing pauses while the residual is this many times as long as the shortest so far.
@@ -19,8 +22,27 @@ LIMIT = 2.0
 # Above the rounding errors of a Gram matrix, so that its factorisation fails hardly ever.
 RIDGE_IN_ROUNDINGS = 100.0
 SMALL = 1 << 18  # entries of the memory up to which one thread is enough
-# A residual that shrinks by this factor by itself needs no mixing, where that costs more than f.
+# A residual that shrinks by this factor by itself needs no mixing, which may cost more than f does,
 FAST = 0.5
+PLAIN = 1 << 20  # up to so many entries of the memory: beyond, memory is for mixing alone
+
+
+class _Plain(NamedTuple):
+    """How plain steps ended.
+
+    Attributes:
+        k: How many there were after the first one.
+        last: The last values and residuals.
+        norm: Of the last residual ``(B)``.
+        least: Of the one before, which is the shortest otherwise.
+        fast: Whose residuals always shrank fast.
+    """
+
+    k: int
+    last: deque[tuple[Tensor, Tensor]]
+    norm: Tensor
+    least: Tensor
+    fast: Tensor
 
 
 @dataclass(frozen=True)
@@ -84,32 +106,11 @@ class Anderson(FixedPointSolver):
         if ridge is None:
             ridge = RIDGE_IN_ROUNDINGS * torch.finfo(z.dtype).eps
         # More threads than one would wait for each other in every product.
-        small = batch * n * m <= SMALL
-        quiet = calm if small else nullcontext
+        starts_plainly = batch * n * m <= PLAIN
+        quiet = calm if batch * n * m <= SMALL else nullcontext
 
-        # Plain steps, for as long as they are good enough for all.
-        fz = f(z)
-        g = fz - z
-        norm = torch.linalg.vector_norm(g, dim=-1)
-        fast = torch.ones_like(norm, dtype=torch.bool)
-        last: deque[tuple[Tensor, Tensor]] = deque(maxlen=m + 1)
-        length = norm.cpu().numpy()  # one number a sample, which numpy compares in no time
-        k = 0
-        while True:
-            last.append((fz, g))
-            least, shortest = norm, length
-            running = yield Iterate(fz, norm)
-            z = fz if beta == 1.0 else z + beta * g
-            fz = f(z)
-            g = fz - z
-            norm = torch.linalg.vector_norm(g, dim=-1)
-            k += 1
-            length = norm.cpu().numpy()
-            if small and np.logical_and.reduce(length < FAST * shortest):
-                continue
-            fast = fast & (norm < FAST * least)
-            if not small or not bool((fast | ~running).all()):
-                break
+        k, last, norm, least, fast = yield from self._plain_steps(f, z, m + 1, starts_plainly)
+        fz, g = last[-1]
 
         # Changes of residuals, and in the last row the residual: one product makes all products of
         # them. All views that an iteration needs are made here, once.
@@ -132,7 +133,6 @@ class Anderson(FixedPointSolver):
             torch.sub(new[1], old[1], out=residual_rows[i])
             ones[i].zero_()
 
-        last.append((fz, g))
         for back, (old, new) in enumerate(pairwise(last)):
             remember(k - len(last) + 2 + back, new, old)
         while True:
@@ -145,7 +145,7 @@ class Anderson(FixedPointSolver):
                     L[:, :m, :m], L[:, m:, :m], upper=False, left=False
                 )
                 plain = info.bool() | (norm > LIMIT * least)
-                if small:  # as without the samples that are slower
+                if starts_plainly:  # as without the samples that are slower
                     plain = plain | fast
                 gamma = gamma.masked_fill(plain[:, None, None], 0.0)
                 least = torch.minimum(least, norm)
@@ -161,3 +161,39 @@ class Anderson(FixedPointSolver):
             fast = fast & (norm < FAST * old_norm)
             k += 1
             remember(k, (fz, g), old)
+
+    def _plain_steps(
+        self, f: Callable[[Tensor], Tensor], z: Tensor, held: int, several: bool
+    ) -> Generator[Iterate | Steps, Tensor, _Plain]:
+        """Plain steps, for as long as they are good enough for all, or no more than is needed."""
+        last: deque[tuple[Tensor, Tensor]] = deque(maxlen=held)
+        fast = np.ones(len(z), dtype=bool)
+        steps = walk(f, z, self.damping, 1)
+        pace = Pace(self, steps)
+        running = yield steps.part(0, 1)
+        k, count, end = 0, 1, None
+        while end is None:
+            last.extend(zip(steps.values, steps.starts, strict=False))
+            k += count
+            before = steps.error[-1]
+            count = pace.ahead(steps) if several else 1
+            steps = walk(f, steps.starts[-1], self.damping, count)
+            if not several:
+                end = 0
+                break
+            pace.see(steps)
+            quick = pace.gained[-count:] < log10(FAST)
+            shown = 0
+            for i in np.flatnonzero(~quick.all(-1)).tolist():
+                if i > shown:
+                    running, shown = (yield steps.part(shown, i)), i
+                fast &= quick[i]
+                if not (fast | ~host(running)).all():
+                    end = i  # steps beyond this one were taken in vain
+                    break
+            else:
+                running = yield steps.part(shown, count)
+        last.extend(zip(steps.values[: end + 1], steps.starts, strict=False))
+        numbers = (steps.error[end], steps.error[end - 1] if end else before, fast)
+        of_device = [torch.as_tensor(t, device=z.device) for t in numbers]
+        return _Plain(k + end, deque([(fz, fz - z) for fz, z in last]), *of_device)

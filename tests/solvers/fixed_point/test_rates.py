@@ -1,5 +1,7 @@
 """How fast: rates that theory gives, and how many evaluations mixing saves."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -22,13 +24,9 @@ def evaluations(solver, f, start):
 
 def evaluations_until(tolerance, solver, f, start):
     """How many it takes until all residuals are that short, relative to 1 + |z|."""
-    iterates = solver.iterates(f, start)
-    running = torch.ones(len(start), dtype=torch.bool)
-    with torch.no_grad():
-        iterate, count = next(iterates), 1
-        while (iterate.error > tolerance * (1 + iterate.x.norm(dim=-1))).any():
-            iterate, count = iterates.send(running), count + 1
-            assert count < 10000
+    strict = replace(solver, eps_abs=tolerance, eps_rel=tolerance, max_iter=10_000)
+    count, solution = evaluations(strict, f, start)
+    assert solution.solved.all()
     return count
 
 
@@ -138,3 +136,76 @@ def test_value_iteration():
 def test_a_memory_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least 1; got 0"):
         Anderson(memory=0)
+
+
+# --- several steps at a time: the same result as one by one, and hardly a step in vain
+
+
+def by_hand(f, z, tolerance, most=1000):
+    """Points, iterations and residuals of plain iteration, a sample at a time where it stops."""
+    found = [None] * len(z)
+    for k in range(most + 1):
+        fz = f(z)
+        error, size = (fz - z).norm(dim=-1), fz.norm(dim=-1)
+        for i in range(len(z)):
+            if found[i] is None and (error[i] <= tolerance * (1 + size[i]) or k == most):
+                found[i] = fz[i], k, error[i]
+        if all(found):
+            break
+        z = fz
+    x, iterations, errors = zip(*found, strict=True)
+    return torch.stack(x), list(iterations), torch.stack(errors)
+
+
+def contraction(dtype=torch.float64, n=20, batch=3):
+    generator = torch.Generator().manual_seed(5)
+    W = torch.randn(n, n, generator=generator, dtype=dtype)
+    W = 0.45 * W / torch.linalg.matrix_norm(W, 2)
+    u = torch.randn(batch, n, generator=generator, dtype=dtype)
+    u[0] *= 1e-3  # this one is there sooner
+    return (lambda z: torch.tanh(z @ W.mT + u)), torch.zeros_like(u)
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson()], ids=["Picard", "Anderson"])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-6, 1e-12])
+def test_steps_taken_together_are_those_taken_one_by_one(solver, tolerance):
+    f, start = contraction()
+    strict = replace(solver, eps_abs=tolerance, eps_rel=tolerance)
+    count, solution = evaluations(strict, f, start)
+    x, iterations, errors = by_hand(f, start, tolerance)
+    assert solution.iterations.tolist() == iterations
+    assert len(set(iterations)) > 1
+    assert torch.equal(solution.x, x)
+    assert torch.allclose(solution.dual_residual, errors, rtol=1e-12)
+    assert count <= max(iterations) + 2
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 5, 9, 10, 19])
+@pytest.mark.parametrize("solver", [Picard(), Anderson()], ids=["Picard", "Anderson"])
+def test_no_more_steps_are_taken_than_are_allowed(solver, most):
+    f, start = contraction()
+    strict = replace(solver, eps_abs=1e-300, eps_rel=0.0, max_iter=most)
+    count, solution = evaluations(strict, f, start)
+    x, iterations, _ = by_hand(f, start, 0.0, most)
+    assert count == most + 1
+    assert solution.iterations.tolist() == iterations
+    assert torch.equal(solution.x, x)
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson()], ids=["Picard", "Anderson"])
+def test_no_step_is_in_vain_where_convergence_gets_faster(solver):
+    a = torch.tensor([[2.0], [50.0]], dtype=torch.float64)
+    count, solution = evaluations(solver, lambda x: 0.5 * (x + a / x), torch.ones_like(a))
+    assert torch.allclose(solution.x, a.sqrt(), rtol=1e-14)
+    assert count == int(solution.iterations.max()) + 1
+
+
+def test_few_steps_are_in_vain_where_convergence_gets_slower():
+    # Each of the first steps shrinks the residual by four, later ones by less than two.
+    rates = torch.tensor([0.25, 0.95], dtype=torch.float64)
+    start = torch.tensor([[1.0, 1e-4]], dtype=torch.float64)
+    count, solution = evaluations(Anderson(), lambda z: rates * z, start)
+    assert solution.solved.all()
+    assert count <= int(solution.iterations.max()) + 1 + 8
+    recorded = replace(Anderson(), keep_history=True).solve(lambda z: rates * z, start)
+    assert torch.equal(recorded.x, solution.x)
