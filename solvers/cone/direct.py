@@ -108,13 +108,19 @@ class Dense:
     def __init__(self, P: Floats, C: Floats, values: Floats) -> None:
         """Shift and factor."""
         count, k, n = C.shape
-        side = n + k
+        # What MKL computes depends on whether a matrix begins at a multiple of 16 bytes: an odd
+        # side gets one more row and column, so that in a batch they all do.
+        self.odd = (n + k) % 2
+        side = n + k + self.odd
         K = np.zeros((count, side, side))  # calls to numpy cost a third of those to torch
-        K[:, :n, :n], K[:, n:, :n], K[:, :n, n:] = P, C, C.swapaxes(1, 2)
-        K.reshape(count, -1)[:, n * (side + 1) :: side + 1] = -values
+        K[:, :n, :n], K[:, n : n + k, :n], K[:, :n, n : n + k] = P, C, C.swapaxes(1, 2)
+        diagonal = K.reshape(count, -1)[:, :: side + 1]
+        diagonal[:, n : n + k] = -values
         largest = abs(K).max((1, 2), initial=0.0)
         self.finite = largest < np.inf  # False for NaN
         K[~self.finite] = 0.0
+        if self.odd:
+            diagonal[:, -1] = np.where(self.finite & (largest > 0.0), largest, 1.0)
         self.K = K
         shift = SHIFT * np.where(self.finite, np.maximum(largest, TINY), 1.0)[:, None]
         shifted = K.copy()
@@ -128,7 +134,7 @@ class Dense:
         if len(which) == len(self.K):
             return self
         some = object.__new__(Dense)
-        some.K, some.finite = self.K[which], self.finite[which]
+        some.K, some.finite, some.odd = self.K[which], self.finite[which], self.odd
         index = torch.from_numpy(which)
         some.LU, some.pivots = self.LU[index], self.pivots[index]
         return some
@@ -143,16 +149,19 @@ class Dense:
         A ``rough`` solution is good enough for a step of an iteration.
         """
         good, bad = (ROUGH, ROUGH) if rough else (GOOD, BAD)
+        if self.odd:
+            right = np.concatenate((right, np.zeros_like(right[:, :1])), 1)
         best, residual = refined(self._shifted, lambda t: product(self.K, t), right, good)
+        own_rows = slice(best.shape[1] - self.odd)
         if self.finite.all() and not (residual > bad).any():
-            return best, residual
+            return best[:, own_rows], residual
         unsolved = (residual > bad).any(1) & self.finite & np.isfinite(right).all((1, 2))
         for j in np.flatnonzero(unsolved).tolist():
             K, own = torch.from_numpy(self.K[j]), torch.from_numpy(right[j])
             best[j] = least_norm(K, own).numpy()
             residual[j] = abs(right[j] - self.K[j] @ best[j]).max(0) / _size(right[j])
         best[~self.finite], residual[~self.finite] = np.nan, np.inf
-        return best, residual
+        return best[:, own_rows], residual
 
 
 class Sparse:
