@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from solvers.batch import flat
@@ -50,23 +51,42 @@ def pull_back_natively(
             summed = summed or not own[i]
     given = [*cotangents, None, None][:6]
     grads, a, singular = native.adjoint(data, solution, side, given, own, summed)
-    factors: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
     if a is not None:
-        _, y, z, _ = solution
-        a_x, a_y, a_z, _ = a.split([t.shape[-1] for t in solution], -1)
-        factors = {0: (a_x, x, x, a_x), 2: (a_z, x, z, a_x), 4: (a_y, x, y, a_x)}
-    for i, t in enumerate(data):
-        if t is not None and needed[i]:
-            g = grads[i]
-            if g is None:
-                left, b, right, d = factors[i]
-                product = outer(left, b, right, d, t.shape[:-2])
-                grads[i] = product if i else 0.5 * product  # P is symmetric
-            elif g.shape != t.shape:
-                grads[i] = sum_to(g, t.shape)
+        shared = {i: t for i, t in enumerate(data) if t is not None and needed[i] and not own[i]}
+        for i, summed_up in _shared_matrices(shared, a, solution).items():
+            grads[i] = summed_up
+    for i, (t, g) in enumerate(zip(data, grads, strict=True)):
+        if t is not None and g is not None and g.shape != t.shape:
+            grads[i] = sum_to(g, t.shape)
     if singular is not None:
         _add_others(grads, singular, data, solution, side, given, elsewhere)
     return grads + [None] * (len(needed) - 8)
+
+
+def _shared_matrices(
+    matrices: dict[int, Tensor], a: Tensor, solution: Sequence[Tensor]
+) -> dict[int, Tensor]:
+    """Gradients of those among P, G and A, by their places, which elements share.
+
+    Args:
+        matrices: The matrices.
+        a: See :func:`solvers.qp.native.adjoint`.
+        solution: ``x, y, z, z_box``.
+    """
+    x, y, z, _ = solution
+    n, p, m, batch = x.shape[-1], y.shape[-1], z.shape[-1], x.shape[:-1].numel()
+    if any(t.shape[:-2].numel() != 1 for t in matrices.values()):  # some share, others do not
+        a_x, a_y, a_z, _ = a.split([t.shape[-1] for t in solution], -1)
+        factors = {0: (a_x, x, x, a_x), 2: (a_z, x, z, a_x), 4: (a_y, x, y, a_x)}
+        found = {i: outer(*factors[i], t.shape[:-2]) for i, t in matrices.items()}
+        return {i: g if i else 0.5 * g for i, g in found.items()}  # P is symmetric
+    # Two products for all of them.
+    a = a.reshape(batch, a.shape[-1])[:, : n + p + m]
+    sums = a.mT @ x.reshape(batch, n)
+    sums[n:].addmm_(torch.cat((y, z), -1).reshape(batch, p + m).mT, a[:, :n])
+    of_P, of_A, of_G = sums.split((n, p, m))
+    found = {0: 0.5 * (of_P + of_P.mT), 2: of_G.clone(), 4: of_A.clone()}
+    return {i: found[i].reshape(t.shape) for i, t in matrices.items()}
 
 
 def _add_others(

@@ -39,6 +39,8 @@ typedef struct {
     /* H_aa^-1 = T T' with T upper triangular, column by column and filled up with zeros;
        y = T' (center - ends), and T y, the multipliers for which all active rows are met. */
     double *T, *y, *goal;
+    int factored;                /* whether T is the Cholesky factor of H_aa instead, in panels */
+    double *inverse;             /* of the diagonal of that */
     double *direction, *column;  /* room for `stride` */
     double *values, *u;          /* room for `rows` and `n` */
     double *active;              /* without H: the active rows, one after the other */
@@ -72,7 +74,7 @@ INLINE void multiply_T(const ActiveSet *s, double *product, const double *b) {
 INLINE void clear(ActiveSet *s) {
     double *filled[] = {s->goal, s->sign, s->now};
     for (int i = 0; i < 3; i++) memset(filled[i], 0, s->stride * sizeof *filled[i]);
-    s->count = s->fixed = 0;
+    s->count = s->fixed = s->factored = 0;
 }
 
 /* Values of `panels` panels of rows from `first` on: center - H l. */
@@ -163,6 +165,43 @@ INLINE int add_if_independent(ActiveSet *s, long j, double sign, double end) {
     if (!(distance > DEPENDENT)) return 0;
     add(s, j, sign, distance, end, 0.0);
     return 1;
+}
+
+/* Make all of these rows active, and factor H_aa at once; 0 where they depend on each other. For
+   them multipliers can be solved for, but no row can come or go. */
+INLINE int activate(ActiveSet *s, const long *rows, long count) {
+    long n = s->n, size = padded(count);
+    clear(s);
+    if (count > s->most) return 0;
+    for (long i = 0; i < count; i++) {
+        s->row[i] = rows[i];
+        const double *M = entry((double *)s->M, n, rows[i], 0);
+        for (long k = 0; !s->H && k < n; k++) s->active[i * n + k] = M[k * WIDTH];
+    }
+    for (long i = 0; i < size; i++) {
+        double *to = entry(s->T, size, i, 0);
+        for (long k = 0; k < (i / WIDTH + 1) * WIDTH; k++) {
+            double product = i == k;
+            if (i < count && k < count)
+                product = s->H ? s->H[rows[i] * s->rows + rows[k]]
+                               : dot(s->active + i * n, s->active + k * n, n);
+            to[k * WIDTH] = product;
+        }
+        s->column[i] = 1.0;
+    }
+    s->count = count, s->factored = 1;
+    return cholesky(s->T, s->inverse, s->column, size, DEPENDENT);
+}
+
+/* H_aa^-1 b in place of b, which is filled up with zeros; `partial` has room for as many vectors. */
+INLINE void solve_active(ActiveSet *s, double *b, double *partial) {
+    if (s->factored) {
+        solve_lower(b, s->T, s->inverse, padded(s->count));
+        solve_upper(b, s->T, s->inverse, padded(s->count), partial);
+    } else {
+        multiply_T_transposed(s, s->column, b);
+        multiply_T(s, b, s->column);
+    }
 }
 
 /* Drop the k-th active row: rotations of the columns of T leave its row of T one entry, in the last

@@ -205,6 +205,7 @@ typedef struct {
     double *Px, *Cx, *pull;      /* products with x and nu */
     double length;               /* of L' x, which bounds what unit rows make of it */
     long *kept;                  /* where `prepare_active` keeps the user's rows; -1 for nowhere */
+    long *chosen;                /* room for the rows of an active set */
 } Solving;
 
 INLINE void lay_out_solving(Solving *s, Arena *arena, const Data *data, int with_gram) {
@@ -216,14 +217,15 @@ INLINE void lay_out_solving(Solving *s, Arena *arena, const Data *data, int with
     double **of_rows[] = {&s->lower, &s->upper, &s->nu, &s->r_nu, &s->d, &s->l, &s->center, &s->Cx,
                           &set->upper, &set->lower, &set->values};
     double **of_most[] = {&set->sign, &set->high, &set->low, &set->now,
-                          &set->y, &set->goal, &set->direction, &set->column};
+                          &set->y, &set->goal, &set->direction, &set->column, &set->inverse};
     for (size_t i = 0; i < sizeof of_n / sizeof *of_n; i++) *of_n[i] = doubles(arena, n);
     for (size_t i = 0; i < sizeof of_rows / sizeof *of_rows; i++) *of_rows[i] = doubles(arena, rows);
     for (size_t i = 0; i < sizeof of_most / sizeof *of_most; i++) *of_most[i] = doubles(arena, padded(most));
     set->active = with_gram ? NULL : doubles(arena, most * n);
     set->row = take(arena, most * sizeof(long));
     s->kept = take(arena, (data->p + data->m + data->boxes) * sizeof(long));
-    set->T = doubles(arena, most * padded(most));
+    s->chosen = take(arena, (data->p + data->m + data->boxes) * sizeof(long));
+    set->T = doubles(arena, padded(most) * padded(most));
     set->rows = rows - fixed, set->n = n, set->most = most, set->stride = padded(most);
     set->M = s->program.M + fixed * n, set->H = s->program.H, set->center = s->center + fixed;
 }
@@ -245,7 +247,7 @@ INLINE void solve_multipliers(Solving *s) {
     Program *t = &s->program;
     ActiveSet *set = &s->set;
     long fixed = t->fixed;
-    double *right = set->direction, *change = set->column, *of_fixed = s->l, *of_rest = s->l + fixed;
+    double *right = set->direction, *of_fixed = s->l, *of_rest = s->l + fixed;
     memcpy(of_fixed, s->d, fixed * sizeof *s->l);
     memset(of_rest, 0, (t->rows - fixed) * sizeof *s->l);
     solve_lower(of_fixed, t->E, t->E_inverse, fixed);
@@ -255,8 +257,7 @@ INLINE void solve_multipliers(Solving *s) {
         right[i] = s->d[fixed + set->row[i]];
         for (long k = 0; k < fixed; k++) right[i] -= X[k * WIDTH] * of_fixed[k];
     }
-    multiply_T_transposed(set, change, right);
-    multiply_T(set, right, change);
+    solve_active(set, right, t->partial);
     for (long i = 0; i < set->count; i++) {
         const double *X = entry(t->X, fixed, set->row[i], 0);
         of_rest[set->row[i]] = right[i];
@@ -489,7 +490,7 @@ INLINE int prepare_active(Solving *s, const Data *data, const int8_t *side, long
         long active = 0;
         for (long row = 0; row < count; row++)
             s->kept[row] = row < p ? row : side[row] ? t->fixed + active++ : -1;
-        if (active > set->most) return 0;
+        if (active > set->most) return 0; /* there is no room for more rows in the program */
         set->rows = padded(active), t->rows = t->fixed + set->rows;
         memset(t->C + t->fixed * t->n, 0, set->rows * t->n * sizeof *t->C);
         if (p) pack(t->C, t->n, 0, at(data->A, i), p, n);
@@ -503,11 +504,10 @@ INLINE int prepare_active(Solving *s, const Data *data, const int8_t *side, long
         transform(t);
         if (!relate(t)) return 0;
     }
-    clear(set);
-    memset(s->center, 0, t->rows * sizeof *s->center); /* no ends, no multipliers to look for */
+    long chosen = 0;
     for (long row = t->eliminated; row < count; row++)
-        if (side[row] && !add_if_independent(set, s->kept[row] - t->fixed, 0.0, 0.0)) return 0;
-    return 1;
+        if (side[row]) s->chosen[chosen++] = s->kept[row] - t->fixed;
+    return activate(set, s->chosen, chosen);
 }
 
 /* a = -K^-1 g for cotangents g of x and of the multipliers. */
