@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -151,6 +151,44 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Re
 
     run([work] * min(available(), len(items)))
     return results
+
+
+def work_together(function: Any, job: int, threads: int) -> None:
+    """Call compiled code in several threads, each with the same address, where it finds its share.
+
+    The threads are those of torch's OpenMP, if that is to be had: after a parallel call of torch
+    they are awake for a while, and would keep others from working.
+
+    Args:
+        function: Of a library that ctypes loaded; takes an address.
+        job: That address.
+        threads: How many, the calling one included.
+    """
+    team = _team()
+    # In a forked process the threads of OpenMP are gone, and it would wait for them.
+    if team is not None and team.process == os.getpid():
+        team.call(ctypes.cast(function, ctypes.c_void_p), job, threads, 0)
+    else:
+        run([partial(function, job)] * threads)
+
+
+class _Team(NamedTuple):
+    call: Any  # function, its argument, threads, flags
+    process: int
+
+
+@cache
+def _team() -> _Team | None:
+    """How compilers call OpenMP for a parallel region; None where it is not torch's."""
+    if _libraries()[0] is None:
+        return None
+    try:
+        call = ctypes.CDLL(None).GOMP_parallel
+    except AttributeError:
+        return None
+    call.restype, number = None, ctypes.c_uint
+    call.argtypes = [ctypes.c_void_p, ctypes.c_void_p, number, number]
+    return _Team(call, os.getpid())
 
 
 def split(count: int, parts: int) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ Where it is not there, nothing is plain.
 
 import ctypes
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .solver import Outcome
 
 LIBRARY = Path(__file__).parent / "c" / "native.so"
 # The form of the structures, which the library must confirm.
-INTERFACE = 2
+INTERFACE = 3
 # Variables and rows, together: larger problems belong to libraries whose linear algebra works in
 # blocks for the outer caches, and would need 100 MB a thread.
 LARGEST = 4000
@@ -45,14 +45,11 @@ def library() -> Any:
         interface = found.optlayers_qp_interface
     except (OSError, AttributeError):
         return None
-    word, number = ctypes.c_int64, ctypes.c_double
-    interface.restype = word
+    interface.restype = ctypes.c_int64
     if interface() != INTERFACE:
         return None
     for function in (found.optlayers_qp_solve, found.optlayers_qp_adjoint):
-        function.restype = word
-    found.optlayers_qp_solve.argtypes = [ctypes.c_void_p] * 2 + [word] * 2 + [number] * 2
-    found.optlayers_qp_adjoint.argtypes = [ctypes.c_void_p] * 2 + [word] * 2
+        function.restype, function.argtypes = None, [ctypes.c_void_p]
     return found
 
 
@@ -64,7 +61,7 @@ def is_plain(P: Tensor | None, q: Tensor, rows: int) -> bool:
 
 
 class _Call:
-    """The arguments of a call: words for its structures, and the tensors they point into."""
+    """A call of compiled code: the words of its structures, and the tensors they point into."""
 
     def __init__(self, shape: torch.Size, n: int, p: int, m: int, boxes: int) -> None:
         self.shape, self.batch, self.is_flat = shape, shape.numel(), len(shape) == 1
@@ -83,35 +80,42 @@ class _Call:
             self.copies.append(t)
         return t.data_ptr(), t.stride(0) if t.size(0) > 1 else 0
 
-    def data(self, tensors: Sequence[Tensor | None]) -> bytes:
+    def data(self, tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
         """Sizes, and ``P, q, G, h, A, b, lb, ub``."""
         P, q, G, h, A, b, lb, ub = tensors
         part = self.part
-        return words(
-            (*self.sizes, self.batch, *part(P, 2), *part(q, 1), *part(G, 2), *part(h, 1))
-            + (*part(A, 2), *part(b, 1), *part(lb, 1), *part(ub, 1))
-        )
+        words = (*self.sizes, self.batch, *part(P, 2), *part(q, 1), *part(G, 2), *part(h, 1))
+        return words + (*part(A, 2), *part(b, 1), *part(lb, 1), *part(ub, 1))
 
-    def run(self, function: Callable[..., int], data: bytes, task: bytes, *rest: float) -> int:
-        """Call ``function(data, task, low, high, *rest)``, in threads if that pays; sum it up."""
+    def run(
+        self, function: Any, words: Sequence[int], eps_abs: float = 0.0, eps_rel: float = 0.0
+    ) -> int:
+        """Let a function work on the batch, in threads if that pays; how many elements it leaves.
+
+        Args:
+            function: Of the library.
+            words: The data, and what to do with them.
+            eps_abs: Absolute tolerance, where there is one.
+            eps_rel: Relative tolerance, where there is one.
+        """
         n, p, m, boxes = self.sizes
         rows = p + m + boxes
         microseconds = self.batch * (1.0 + n * (n + rows) * (n + rows) / 10_000)
         threads = _threads.available() if microseconds > WORTH_A_THREAD and self.batch > 1 else 1
-        if threads == 1:
-            found = [function(data, task, 0, self.batch, *rest)]
+        # Several pieces each, so that nobody waits long for the last one.
+        pieces = min(4 * threads, self.batch) if threads > 1 else 1
+        job = bytearray(
+            struct.pack(f"4q2d{len(words)}q", 0, pieces, 0, 0, eps_abs, eps_rel, *words)
+        )
+        address = ctypes.addressof(ctypes.c_char.from_buffer(job))
+        if threads > 1:
+            _threads.work_together(function, address, threads)
         else:
-            # Several pieces each, so that nobody waits long for the last one.
-            pieces = _threads.split(self.batch, 4 * threads if microseconds > 2000 else threads)
-            found = _threads.spread(lambda ends: function(data, task, *ends, *rest), pieces)
-        if min(found) < 0:
+            function(address)
+        _, _, left_over, no_memory = struct.unpack_from("4q", job)
+        if no_memory:
             raise MemoryError(f"no memory for a quadratic program with {n} variables.")
-        return sum(found)
-
-
-def words(numbers: Sequence[int]) -> bytes:
-    """A structure whose entries all have eight bytes."""
-    return struct.pack(f"{len(numbers)}q", *numbers)
+        return left_over  # type: ignore[no-any-return]
 
 
 def solve(
@@ -137,14 +141,14 @@ def solve(
         return None
     call = _Call(problem.batch_shape, n, p, m, boxes)
     batch, empty = call.batch, doubles
-    data = call.data((problem.P, q, problem.G, problem.h, problem.A, problem.b, lb, ub))
+    words = call.data((problem.P, q, problem.G, problem.h, problem.A, problem.b, lb, ub))
     vectors = empty(batch, n), empty(batch, p), empty(batch, m), empty(batch, boxes)
     s, objective, primal, dual, gap = empty(batch, m), *[empty(batch) for _ in range(4)]
     status, iterations = (torch.from_numpy(np.empty(batch, np.int64)) for _ in range(2))
     side = torch.from_numpy(np.empty((batch, rows), np.int8))
     tensors = *vectors, s, objective, status, iterations, primal, dual, gap, side
-    out = words([max_iter, *call.part(guess, 1), *[t.data_ptr() for t in tensors]])
-    unsettled = call.run(library().optlayers_qp_solve, data, out, eps_abs, eps_rel)
+    words += (max_iter, *call.part(guess, 1), *[t.data_ptr() for t in tensors])
+    unsettled = call.run(library().optlayers_qp_solve, words, eps_abs, eps_rel)
     return Outcome(*tensors), unsettled
 
 
@@ -178,7 +182,7 @@ def adjoint(
     call = _Call(shape, n, p, m, boxes)
     part = call.part
     P, _, G, _, A, *_ = data  # the vectors do not enter
-    problem = call.data((P, None, G, None, A, None, None, None))
+    words = call.data((P, None, G, None, A, None, None, None))
     of_x, of_y, of_z, of_box, of_s, of_value = cotangents
     side = side.contiguous()
     cores = (n, n), (n,), (m, n), (m,), (p, n), (p,), (n,), (n,)
@@ -187,12 +191,9 @@ def adjoint(
     ]
     a = doubles(*shape, n + p + m + boxes) if with_adjoint else None
     singular = np.empty(call.batch, np.bool_)
-    task = words(
-        (x.data_ptr(), n, y.data_ptr(), p, z.data_ptr(), m, z_box.data_ptr(), boxes)
-        + (side.data_ptr(),)
-        + (*part(of_x, 1), *part(of_y, 1), *part(of_z, 1), *part(of_box, 1), *part(of_s, 1))
-        + (*part(of_value, 0), *[0 if t is None else t.data_ptr() for t in (*grads, a)])
-        + (singular.ctypes.data,)
-    )
-    some = call.run(library().optlayers_qp_adjoint, problem, task)
+    words += (x.data_ptr(), n, y.data_ptr(), p, z.data_ptr(), m, z_box.data_ptr(), boxes)
+    words += (side.data_ptr(), *part(of_x, 1), *part(of_y, 1), *part(of_z, 1), *part(of_box, 1))
+    words += (*part(of_s, 1), *part(of_value, 0))
+    words += (*[0 if t is None else t.data_ptr() for t in (*grads, a)], singular.ctypes.data)
+    some = call.run(library().optlayers_qp_adjoint, words)
     return grads, a, torch.from_numpy(singular) if some else None

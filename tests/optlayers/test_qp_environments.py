@@ -133,7 +133,8 @@ class Programs(Dataset):
 def test_forked_data_loader_workers(two_threads, pool_in_worker):
     dataset = Programs(pool_in_worker)
     wanted = [dataset[i] for i in range(len(dataset))]
-    assert has_pool()  # in the parent, where no worker will find its threads
+    _threads.run([lambda: None, lambda: None])
+    assert has_pool()  # in the parent, where no worker will find its threads, nor those of OpenMP
     loader = DataLoader(
         dataset, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
     )

@@ -1,8 +1,12 @@
 """Jobs in several threads: order, errors, modes, and no jobs within jobs."""
 
+import ctypes
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -84,3 +88,69 @@ for _ in range(20):
 def test_factorisations_afterwards_end():
     """They did not where torch had been told a number of threads: MKL waits for itself."""
     subprocess.run([sys.executable, "-c", BATCHED_LU], check=True, timeout=100)
+
+
+# --- compiled code in several threads ---
+
+# Adds one to its own number of calls, at the address it is given, and waits for the others.
+COUNTS = """
+#include <stdint.h>
+void work(void *job) {
+    int64_t *calls = job;
+    __atomic_fetch_add(calls, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(calls, __ATOMIC_SEQ_CST) < 2) {}
+}
+"""
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A function that ends only where two threads call it at the same time."""
+    (tmp_path / "work.c").write_text(COUNTS)
+    command = ["cc", "-shared", "-fPIC", "-o", "work.so", "work.c"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    function = ctypes.CDLL(str(tmp_path / "work.so")).work
+    function.restype, function.argtypes = None, [ctypes.c_void_p]
+    return function
+
+
+def meet(function):
+    calls = ctypes.c_int64(0)
+    _threads.work_together(function, ctypes.addressof(calls), 2)
+    return calls.value
+
+
+@pytest.mark.parametrize("team", ["torch's", "none"])
+def test_compiled_code_is_called_in_two_threads_at_once(work, team, monkeypatch):
+    if team == "none":
+        monkeypatch.setattr(_threads, "_team", lambda: None)
+    assert meet(work) == 2
+    with _threads.calm():
+        assert meet(work) == 2
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_compiled_code_in_a_forked_process_finds_other_threads(work):
+    assert meet(work) == 2
+    assert torch.ones(1 << 20).sum() == 1 << 20  # all of them are there by now
+    child = os.fork()
+    if not child:
+        os._exit(0 if meet(work) == 2 else 1)
+    patience = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > patience:
+            os.kill(child, signal.SIGKILL)
+            pytest.fail("the forked process waits for ever")
+        time.sleep(0.01)
+    assert ended == (child, 0)
+
+
+def test_several_threads_call_compiled_code(work):
+    found = []
+    callers = [threading.Thread(target=lambda: found.append(meet(work))) for _ in range(4)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join(60)
+    assert found == [2] * 4

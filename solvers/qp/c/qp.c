@@ -56,6 +56,28 @@ typedef struct {
     int8_t *singular;                                /* where there is no regular KKT matrix */
 } Adjoint;
 
+/* A call, which any number of threads work on, a piece of the batch at a time. */
+typedef struct {
+    int64_t next, pieces;    /* the first piece that nobody has taken, and how many there are */
+    int64_t left_over;       /* elements that are unsettled or singular */
+    int64_t no_memory;
+    double eps_abs, eps_rel;
+    Data data;
+    union {
+        Solution solution;
+        Adjoint adjoint;
+    } task;
+} Job;
+
+/* The elements from `low` to `high` of a piece that nobody else works on; 0 if there is none left. */
+INLINE int take_piece(Job *job, long *low, long *high) {
+    int64_t piece = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+    if (piece >= job->pieces) return 0;
+    *low = job->data.batch * piece / job->pieces;
+    *high = job->data.batch * (piece + 1) / job->pieces;
+    return 1;
+}
+
 /* --- memory ------------------------------------------------------------------------------------- */
 
 /* Room for one program, handed out piece by piece; the first time only counted. */
@@ -455,21 +477,21 @@ INLINE int solve_one(
     return judge(s, eps_abs, eps_rel, out, i);
 }
 
-/* Solve the elements `low` to `high`; `status` is 0 for those that are solved, else 1. Returns how
-   many are not, or -1 if there is no memory. */
-int64_t FOR(optlayers_qp_solve, LEVEL)(
-    const Data *data, const Solution *out, int64_t low, int64_t high, double eps_abs, double eps_rel
-) {
+/* Solve; `status` is 0 for elements that are settled, else 1. */
+void FOR(optlayers_qp_solve, LEVEL)(Job *job) {
+    const Data *data = &job->data;
+    const Solution *out = &job->task.solution;
     Solving s;
     void *room = make_room(&s, data, gram_pays(data, data->p + data->m + data->boxes));
-    if (!room) return -1;
     int64_t unsettled = 0;
-    for (long i = low; i < high; i++) {
-        out->status[i] = !solve_one(&s, data, out, eps_abs, eps_rel, i);
-        unsettled += out->status[i];
-    }
+    for (long i, high; room && take_piece(job, &i, &high);)
+        for (; i < high; i++) {
+            out->status[i] = !solve_one(&s, data, out, job->eps_abs, job->eps_rel, i);
+            unsettled += out->status[i];
+        }
     free(room);
-    return unsettled;
+    __atomic_fetch_add(&job->left_over, unsettled, __ATOMIC_RELAXED);
+    if (!room) __atomic_store_n(&job->no_memory, 1, __ATOMIC_RELAXED);
 }
 
 /* --- derivatives -------------------------------------------------------------------------------- */
@@ -589,23 +611,25 @@ INLINE void pull_back(const Data *data, const Adjoint *task, double *a, long i) 
     }
 }
 
-/* Gradients of the elements `low` to `high`. Returns how many have no regular KKT matrix: theirs are
-   zero; or -1 if there is no memory. */
-int64_t FOR(optlayers_qp_adjoint, LEVEL)(
-    const Data *data, const Adjoint *task, int64_t low, int64_t high
-) {
+/* Gradients; those of elements that have no regular KKT matrix are zero. */
+void FOR(optlayers_qp_adjoint, LEVEL)(Job *job) {
+    const Data *data = &job->data;
+    const Adjoint *task = &job->task.adjoint;
     Solving s;
     long size = data->n + data->p + data->m + data->boxes;
     void *room = make_room(&s, data, !shared(data) || gram_pays(data, size - data->n));
     double *own = task->a ? NULL : malloc(size * sizeof *own);
-    int64_t singular = room && (own || task->a) ? 0 : -1;
-    for (long i = low; i < high && singular >= 0; i++) {
-        double *a = own ? own : task->a + i * size;
-        task->singular[i] = !solve_adjoint(&s, data, task, a, i);
-        singular += task->singular[i];
-        pull_back(data, task, a, i);
-    }
+    int ready = room && (own || task->a);
+    int64_t singular = 0;
+    for (long i, high; ready && take_piece(job, &i, &high);)
+        for (; i < high; i++) {
+            double *a = own ? own : task->a + i * size;
+            task->singular[i] = !solve_adjoint(&s, data, task, a, i);
+            singular += task->singular[i];
+            pull_back(data, task, a, i);
+        }
     free(own);
     free(room);
-    return singular;
+    __atomic_fetch_add(&job->left_over, singular, __ATOMIC_RELAXED);
+    if (!ready) __atomic_store_n(&job->no_memory, 1, __ATOMIC_RELAXED);
 }
