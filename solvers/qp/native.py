@@ -30,7 +30,7 @@ INTERFACE = 3
 # blocks for the outer caches, and would need 100 MB a thread.
 LARGEST = 4000
 # Microseconds of work from which a second thread pays.
-WORTH_A_THREAD = 100.0
+WORTH_A_THREAD = 50.0
 
 # Address of a tensor, and from one element to the next.
 Part = tuple[int, int]

@@ -51,12 +51,6 @@ INLINE void add_multiple(double *to, double scale, const double *from, long size
     for (long i = 0; i < size; i += WIDTH) store(to + i, load(to + i) + load(from + i) * scale);
 }
 
-INLINE double dot(const double *a, const double *b, long size) {
-    vec acc = {0.0};
-    for (long i = 0; i < size; i += WIDTH) acc += load(a + i) * load(b + i);
-    return sum(acc);
-}
-
 /* product = T' b, both filled up with zeros. */
 INLINE void multiply_T_transposed(const ActiveSet *s, double *product, const double *b) {
     long size = padded(s->count);
@@ -66,26 +60,13 @@ INLINE void multiply_T_transposed(const ActiveSet *s, double *product, const dou
 
 /* product = T b. */
 INLINE void multiply_T(const ActiveSet *s, double *product, const double *b) {
-    memset(product, 0, padded(s->count) * sizeof *product);
-    for (long j = 0; j < s->count; j++)
-        add_multiple(product, b[j], s->T + j * s->stride, padded(j + 1));
+    combine(product, NULL, s->T, s->stride, NULL, b, s->count, padded(s->count));
 }
 
 INLINE void clear(ActiveSet *s) {
-    double *filled[] = {s->goal, s->sign, s->now};
-    for (int i = 0; i < 3; i++) memset(filled[i], 0, s->stride * sizeof *filled[i]);
+    double *filled[] = {s->goal, s->sign, s->now, s->y};
+    for (int i = 0; i < 4; i++) memset(filled[i], 0, s->stride * sizeof *filled[i]);
     s->count = s->fixed = s->factored = 0;
-}
-
-/* Values of `panels` panels of rows from `first` on: center - H l. */
-INLINE void evaluate_panels(ActiveSet *s, long first, int panels) {
-    vec value[4];
-    for (int c = 0; c < panels; c++) value[c] = load(s->center + first + c * WIDTH);
-    for (long k = 0; k < s->count; k++) {
-        const double *H = s->H + s->row[k] * s->rows + first, now = s->now[k];
-        for (int c = 0; c < panels; c++) value[c] -= load(H + c * WIDTH) * now;
-    }
-    for (int c = 0; c < panels; c++) store(s->values + first + c * WIDTH, value[c]);
 }
 
 /* The values M u of all rows at the multipliers; returns the row that violates its ends most, or
@@ -93,9 +74,9 @@ INLINE void evaluate_panels(ActiveSet *s, long first, int panels) {
 INLINE long evaluate(ActiveSet *s) {
     double *values = s->values;
     if (s->H) {
-        long i = 0;
-        for (; i + 4 * WIDTH <= s->rows; i += 4 * WIDTH) evaluate_panels(s, i, 4);
-        for (; i < s->rows; i += WIDTH) evaluate_panels(s, i, 1);
+        double *minus = s->column;
+        for (long i = 0; i < s->count; i++) minus[i] = -s->now[i];
+        combine(values, s->center, s->H, s->rows, s->row, minus, s->count, s->rows);
     } else {
         memset(s->u, 0, s->n * sizeof *s->u);
         for (long i = 0; i < s->count; i++)
@@ -113,11 +94,10 @@ INLINE long evaluate(ActiveSet *s) {
         worst = larger_of(violation, worst);
         where = ((here + i) & more) | (where & ~more);
     }
-    long found = -1;
-    double most = s->tolerance;
-    for (int c = 0; c < WIDTH; c++)
-        if (where[c] >= 0 && worst[c] > most) most = worst[c], found = where[c] + c;
-    return found;
+    double most = largest_number(worst);
+    for (int c = 0; c < WIDTH && most > s->tolerance; c++)
+        if (worst[c] == most) return where[c] + c;
+    return -1;
 }
 
 /* T' H_aj for a row j, left in `column`; returns the squared distance to the active rows. */
@@ -143,8 +123,7 @@ INLINE double project(ActiveSet *s, long j) {
 INLINE void add(ActiveSet *s, long j, double sign, double distance, double end, double now) {
     long k = s->count;
     double *T = s->T + k * s->stride, scale = 1.0 / sqrt(distance);
-    double rest = s->center[j] - end;
-    for (long i = 0; i < k; i++) rest -= s->column[i] * s->y[i];
+    double rest = s->center[j] - end - dot(s->column, s->y, padded(k));
     multiply_T(s, T, s->column);
     for (long i = 0; i < k; i++) T[i] *= -scale;
     memset(T + k, 0, (s->stride - k) * sizeof *T);

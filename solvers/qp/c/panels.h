@@ -62,11 +62,22 @@ INLINE double largest_of(vec v) {
     return found;
 }
 
-/* The largest absolute value in a vector that is filled up with zeros. */
+/* The largest of the numbers. */
+INLINE double largest_number(vec v) {
+    for (int half = WIDTH / 2; half; half /= 2)
+        for (int c = 0; c < half; c++) v[c] = v[c + half] > v[c] ? v[c + half] : v[c];
+    return v[0];
+}
+
+/* The largest absolute value of the numbers in a vector that is filled up with zeros. */
 INLINE double largest(const double *v, long size) {
     vec found = {0.0};
-    for (long i = 0; i < size; i += WIDTH) found = larger_of(size_of(load(v + i)), found);
-    return largest_of(found);
+    for (long i = 0; i < size; i += WIDTH) {
+        vec high = load(v + i), low = -high;
+        high = choose(high > low, high, low);
+        found = choose(high > found, high, found);
+    }
+    return largest_number(found);
 }
 
 /* Where panels with `columns` columns keep the entry (i, k); the next column is WIDTH further on. */
@@ -189,6 +200,50 @@ INLINE void multiply_transposed(
             acc += load(A + i * columns + k * WIDTH) * load(w + i);
         y[k] = sum(acc);
     }
+}
+
+/* `width` times WIDTH entries of y + the sum of weights[i] times row rows[i] of a row-major matrix;
+   of its first rows if `rows` is NULL. All in registers: each is stored once. */
+INLINE void combine_some(
+    double *to, const double *y, const double *A, long stride, const long *rows,
+    const double *weights, long count, int width
+) {
+    vec acc[4] = {{0.0}};
+    for (int c = 0; y && c < width; c++) acc[c] = load(y + c * WIDTH);
+    for (long i = 0; i < count; i++) {
+        const double *row = A + (rows ? rows[i] : i) * stride;
+        for (int c = 0; c < width; c++) acc[c] += load(row + c * WIDTH) * weights[i];
+    }
+    for (int c = 0; c < width; c++) store(to + c * WIDTH, acc[c]);
+}
+
+/* The same for `columns` entries; y may be NULL for zero. */
+INLINE void combine(
+    double *to, const double *y, const double *A, long stride, const long *rows,
+    const double *weights, long count, long columns
+) {
+    for (long k = 0; k < columns; k += 4 * WIDTH) {
+        const double *from = y ? y + k : NULL;
+        switch ((columns - k) / WIDTH) {
+        case 1: combine_some(to + k, from, A + k, stride, rows, weights, count, 1); break;
+        case 2: combine_some(to + k, from, A + k, stride, rows, weights, count, 2); break;
+        case 3: combine_some(to + k, from, A + k, stride, rows, weights, count, 3); break;
+        default: combine_some(to + k, from, A + k, stride, rows, weights, count, 4);
+        }
+    }
+}
+
+/* Row-major from panels of `rows` rows. */
+INLINE void unpack(double *to, const double *panels, long rows, long columns) {
+    for (long i = 0; i < rows; i++)
+        for (long k = 0; k < columns; k++)
+            to[i * columns + k] = panels[i / WIDTH * WIDTH * columns + k * WIDTH + i % WIDTH];
+}
+
+INLINE double dot(const double *a, const double *b, long size) {
+    vec acc = {0.0};
+    for (long i = 0; i < size; i += WIDTH) acc += load(a + i) * load(b + i);
+    return sum(acc);
 }
 
 /* L^-1 w in place of w. */

@@ -102,7 +102,9 @@ INLINE const double *at(Part part, long i) {
 
 /* Rows are those of A, from the next panel on those of G and of the identity. The products of rows
    with each other are kept with the equalities eliminated; where there are so many rows that
-   products on the way are cheaper, H is NULL, `fixed` is 0, and equalities are rows like others. */
+   products on the way are cheaper, H is NULL, `fixed` is 0, and equalities are rows like others.
+   What a batch shares has inverses as well: they take products with the active rows only, where
+   factors take solves one number after the other, and all rows. */
 typedef struct {
     long n, fixed, rows;         /* filled up; the first `fixed` rows are equalities */
     long eliminated;             /* how many they are: p, or 0 */
@@ -111,6 +113,7 @@ typedef struct {
     double *M, *norm;            /* unit rows of C L^-T; their lengths, 1 for rows that are zero */
     double *E, *E_inverse, *X;   /* M M' = (E; X) (E; X)' + (0; H), with E lower triangular */
     double *H;
+    double *W, *Q, *R;           /* row-major P^-1, unit rows of C P^-1, and C; or NULL */
     double *partial;
     const double *of_P, *of_G, *of_A;  /* what all this was made from */
     int regular;
@@ -136,6 +139,9 @@ INLINE void lay_out_program(Program *t, Arena *arena, const Data *data, int with
     t->E = doubles(arena, t->fixed * t->fixed), t->E_inverse = doubles(arena, t->fixed);
     t->X = doubles(arena, rest * t->fixed);
     t->H = with_gram ? doubles(arena, rest * rest) : NULL;
+    t->W = shared(data) ? doubles(arena, t->n * t->n) : NULL;
+    t->Q = shared(data) ? doubles(arena, t->rows * t->n) : NULL;
+    t->R = shared(data) ? doubles(arena, (t->rows > t->n ? t->rows : t->n) * t->n) : NULL;
     t->inverse = doubles(arena, t->n), t->norm = doubles(arena, t->rows);
     t->partial = doubles(arena, (t->n > t->fixed ? t->n : t->fixed) * WIDTH);
     t->of_P = t->of_G = t->of_A = NULL, t->regular = 0;
@@ -198,6 +204,21 @@ INLINE int relate(Program *t) {
     return 1;
 }
 
+/* P^-1 = L^-T L^-1, and what is made with it, from L^-T in panels that nobody uses afterwards. */
+INLINE void invert(Program *t) {
+    long n = t->n;
+    double *U = t->R, *products = t->partial;
+    memset(U, 0, n * n * sizeof *U);
+    for (long i = 0; i < n; i++) *entry(U, n, i, i) = 1.0;
+    for (long i = 0; i < n; i += WIDTH) solve_panel(U + i * n, t->L, t->inverse, n);
+    gram(t->W, U, NULL, n, n, 0);
+    for (long i = 0; i < t->rows; i += WIDTH) {
+        multiply_rows(products, t->M + i * n, U, n - WIDTH, n);
+        unpack(t->Q + i * n, products, WIDTH, n);
+    }
+    unpack(t->R, t->C, t->rows, n);
+}
+
 /* Everything that the vectors do not enter, unless the element before had the same matrices. */
 INLINE int prepare(Program *t, const Data *data, long i) {
     const double *P = at(data->P, i), *G = at(data->G, i), *A = at(data->A, i);
@@ -211,7 +232,9 @@ INLINE int prepare(Program *t, const Data *data, long i) {
     t->of_G = G, t->of_A = A;
     for (long k = 0; k < data->boxes; k++) *entry(t->C, t->n, place(t, p + m + k), k) = 1.0;
     transform(t);
-    return t->regular = relate(t);
+    t->regular = relate(t);
+    if (t->regular && t->W) invert(t);
+    return t->regular;
 }
 
 /* --- the KKT system on the active rows ---------------------------------------------------------- */
@@ -226,6 +249,8 @@ typedef struct {
     double *w, *d, *l, *center;
     double *Px, *Cx, *pull;      /* products with x and nu */
     double length;               /* of L' x, which bounds what unit rows make of it */
+    long *in_force;              /* the eliminated rows and the active ones: where the program keeps */
+    double *weights;             /*   them, and room for a number each */
     long *kept;                  /* where `prepare_active` keeps the user's rows; -1 for nowhere */
     long *chosen;                /* room for the rows of an active set */
 } Solving;
@@ -245,6 +270,8 @@ INLINE void lay_out_solving(Solving *s, Arena *arena, const Data *data, int with
     for (size_t i = 0; i < sizeof of_most / sizeof *of_most; i++) *of_most[i] = doubles(arena, padded(most));
     set->active = with_gram ? NULL : doubles(arena, most * n);
     set->row = take(arena, most * sizeof(long));
+    s->in_force = take(arena, (s->program.eliminated + most) * sizeof(long));
+    s->weights = doubles(arena, s->program.eliminated + most);
     s->kept = take(arena, (data->p + data->m + data->boxes) * sizeof(long));
     s->chosen = take(arena, (data->p + data->m + data->boxes) * sizeof(long));
     set->T = doubles(arena, padded(most) * padded(most));
@@ -288,36 +315,63 @@ INLINE void solve_multipliers(Solving *s) {
     solve_upper(of_fixed, t->E, t->E_inverse, fixed, t->partial);
 }
 
+/* Which rows are in force; returns how many. */
+INLINE long list_rows_in_force(Solving *s) {
+    const Program *t = &s->program;
+    long count = 0;
+    for (; count < t->eliminated; count++) s->in_force[count] = count;
+    for (long i = 0; i < s->set.count; i++) s->in_force[count++] = t->fixed + s->set.row[i];
+    return count;
+}
+
 /* Add to x and nu the solution of the KKT system for the right-hand side r_x, r_nu. */
-INLINE void solve_kkt(Solving *s) {
+INLINE void solve_kkt(Solving *s, long count) {
     Program *t = &s->program;
+    if (t->W) {
+        memset(s->d, 0, t->rows * sizeof *s->d);
+        for (long i = 0; i < count; i++) {
+            long row = s->in_force[i];
+            s->d[row] = dot(t->Q + row * t->n, s->r_x, t->n) - s->r_nu[row] / t->norm[row];
+        }
+        solve_multipliers(s);
+        for (long i = 0; i < count; i++) {
+            long row = s->in_force[i];
+            s->weights[i] = s->l[row];
+            s->nu[row] += s->l[row] / t->norm[row];
+        }
+        combine(s->w, NULL, t->W, t->n, NULL, s->r_x, t->n, t->n);
+        combine(s->pull, NULL, t->Q, t->n, s->in_force, s->weights, count, t->n);
+        for (long k = 0; k < t->n; k++) s->x[k] += s->w[k] - s->pull[k];
+        return;
+    }
     memcpy(s->w, s->r_x, t->n * sizeof *s->w);
     solve_lower(s->w, t->L, t->inverse, t->n);
     multiply(s->d, t->M, s->w, t->rows, t->n);
     for (long i = 0; i < t->rows; i++) s->d[i] -= s->r_nu[i] / t->norm[i];
     solve_multipliers(s);
     multiply_transposed(s->pull, t->M, s->l, t->rows, t->n);
-    double square = 0.0;
-    for (long k = 0; k < t->n; k++) {
-        s->w[k] -= s->pull[k];
-        square += s->w[k] * s->w[k];
-    }
-    s->length = sqrt(square);
+    for (long k = 0; k < t->n; k++) s->w[k] -= s->pull[k];
     solve_upper(s->w, t->L, t->inverse, t->n, t->partial);
     for (long k = 0; k < t->n; k++) s->x[k] += s->w[k];
     for (long i = 0; i < t->rows; i++) s->nu[i] += s->l[i] / t->norm[i];
 }
 
 /* The products with the matrices at x and nu. */
-INLINE void measure(Solving *s) {
+INLINE void measure(Solving *s, long count) {
     Program *t = &s->program;
     multiply(s->Px, t->P, s->x, t->n, t->n);
     multiply(s->Cx, t->C, s->x, t->rows, t->n);
-    multiply_transposed(s->pull, t->C, s->nu, t->rows, t->n);
+    s->length = sqrt(dot(s->x, s->Px, t->n));
+    if (t->R) {
+        for (long i = 0; i < count; i++) s->weights[i] = s->nu[s->in_force[i]];
+        combine(s->pull, NULL, t->R, t->n, s->in_force, s->weights, count, t->n);
+    } else {
+        multiply_transposed(s->pull, t->C, s->nu, t->rows, t->n);
+    }
 }
 
 /* Take what x and nu solve off the right-hand side; whether more than rounding is left of it. */
-INLINE int leaves_something(Solving *s) {
+INLINE int leaves_something(Solving *s, long count) {
     const Program *t = &s->program;
     vec of_x = {0.0}, size_x = {0.0};
     for (long k = 0; k < t->n; k += WIDTH) {
@@ -327,8 +381,8 @@ INLINE int leaves_something(Solving *s) {
         size_x = larger_of(larger_of(size_of(Px), size_of(pull)), size_x);
     }
     double of_nu = 0.0;
-    for (long i = 0; i < t->eliminated + s->set.count; i++) {
-        long row = i < t->eliminated ? i : t->fixed + s->set.row[i - t->eliminated];
+    for (long i = 0; i < count; i++) {
+        long row = s->in_force[i];
         s->r_nu[row] -= s->Cx[row];
         double left = fabs(s->r_nu[row]) / t->norm[row];
         of_nu = left > of_nu || left != left ? left : of_nu;
@@ -338,15 +392,18 @@ INLINE int leaves_something(Solving *s) {
 }
 
 /* The solution of the KKT system, with one correction where rounding left something, and the
-   products with it. */
-INLINE void solve_kkt_well(Solving *s) {
+   products with it; returns how many rows are in force. */
+INLINE long solve_kkt_well(Solving *s) {
+    long count = list_rows_in_force(s);
     memset(s->x, 0, s->program.n * sizeof *s->x);
     memset(s->nu, 0, s->program.rows * sizeof *s->nu);
-    solve_kkt(s);
-    measure(s);
-    if (!leaves_something(s)) return;
-    solve_kkt(s);
-    measure(s);
+    solve_kkt(s, count);
+    measure(s, count);
+    if (leaves_something(s, count)) {
+        solve_kkt(s, count);
+        measure(s, count);
+    }
+    return count;
 }
 
 /* --- solving ------------------------------------------------------------------------------------ */
@@ -454,14 +511,14 @@ INLINE int solve_one(
         long row = t->fixed + set->row[k];
         s->r_nu[row] = set->sign[k] < 0.0 ? s->lower[row] : s->upper[row];
     }
-    solve_kkt_well(s);
+    long in_force = solve_kkt_well(s);
     /* Rounding may give a multiplier the other sign; whether it was only that shows in the residuals. */
     int changed = 0;
     for (long k = set->fixed; k < set->count; k++) {
         double *nu = s->nu + t->fixed + set->row[k];
         if (set->sign[k] * *nu < 0.0) *nu = 0.0, changed = 1;
     }
-    if (changed) measure(s);
+    if (changed) measure(s, in_force);
     out->iterations[i] = iterations;
     copy(out->x, s->x, i, n);
     copy(out->y, s->nu, i, p);
