@@ -1,13 +1,12 @@
 """Optimization problems, roots and fixed points as differentiable layers for PyTorch."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # First, since what follows imports `solvers`: a user's file of that name is reported here.
 from ._alias import solvers  # isort: split
 
 from .closest_feasible import ClosestFeasible, closest_feasible_qp
-from .cone import cone_program
-from .cone_projection import cone_projection
 from .exact import Exact
 from .failure import SolverWarning
 from .fixed_point import fixed_point
@@ -29,31 +28,35 @@ from .qp import qp
 from .qp_layer import QPLayer
 from .root import root
 from .smoothed import Smoothed
-from .solvers import (
-    BoxCone,
-    ExponentialCone,
-    GeneralizedPowerCone,
-    NonnegativeCone,
-    PositiveSemidefiniteCone,
-    PowerCone,
-    SecondOrderCone,
-    Solution,
-    SolverError,
-    Status,
-    ZeroCone,
-)
+from .solvers import Solution, SolverError, Status
 
 if TYPE_CHECKING:
+    from .cone import cone_program
     from .cvxpy import CvxpyLayer
+    from .projection import cone_projection
+    from .solvers import (
+        BoxCone,
+        ExponentialCone,
+        GeneralizedPowerCone,
+        NonnegativeCone,
+        PositiveSemidefiniteCone,
+        PowerCone,
+        SecondOrderCone,
+        ZeroCone,
+    )
 else:
+    _PLACES = {"cone_program": "cone", "cone_projection": "projection", "CvxpyLayer": "cvxpy"}
 
     def __getattr__(name: str) -> Any:
-        """What most programs do without is imported when it is used."""
-        if name == "CvxpyLayer":
-            from .cvxpy import CvxpyLayer
+        """What most programs do without, cones and cvxpy, is imported when it is used."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        place = import_module(f".{_PLACES.get(name, 'solvers')}", __name__)
+        return getattr(place, name)
 
-            return CvxpyLayer
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __dir__() -> list[str]:
+        """Whatever there is, imported or not."""
+        return sorted({*globals(), *__all__})
 
 
 __all__ = [

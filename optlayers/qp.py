@@ -2,12 +2,12 @@ r"""Quadratic programs as a differentiable function."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from solvers.batch import broadcast_shapes, flat
-from solvers.cone.solver import ConeSolver
 from solvers.qp.choose import Automatic
 from solvers.qp.kkt import Factor
 from solvers.qp.quadratic_program import (
@@ -26,7 +26,9 @@ from .implicit.function import Tensors, solve_implicitly
 from .implicit.kkt import KKTConditions
 from .implicit.system import System
 from .smoothed import Smoothed, smooth_solution
-from .sparse_qp import sparse_qp
+
+if TYPE_CHECKING:
+    from solvers.cone.solver import ConeSolver
 
 # The second for data in single precision or less, whose dependent rows contradict by rounding.
 EXACT, ROUGH = Automatic(), Automatic(1e-6, 1e-6)
@@ -42,7 +44,7 @@ def qp(
     lb: Tensor | None = None,
     ub: Tensor | None = None,
     *,
-    solver: QPSolver | ConeSolver | None = None,
+    solver: "QPSolver | ConeSolver | None" = None,
     adjoint: Exact | Smoothed | None = None,
     warm_start: Solution | None = None,
     on_failure: OnFailure = "raise",
@@ -107,24 +109,37 @@ def qp(
     check_policy("qp", on_failure)
     if adjoint is not None:
         check_adjoint("qp", adjoint)
-    sparse = _is_sparse(P) or _is_sparse(G) or _is_sparse(A)
-    if (sparse and solver is None) or (solver is not None and isinstance(solver, ConeSolver)):
-        return sparse_qp(P, q, G, h, A, b, lb, ub, solver, adjoint, warm_start, on_failure)
-    if solver is not None and not isinstance(solver, QPSolver):
-        raise TypeError(
-            f"qp: solver must be an object of optlayers.solvers, as ActiveSet(); got {solver!r}."
-        )
-    if sparse:
-        raise TypeError(
-            f"qp: sparse matrices need a solver as Clarabel(); got {solver!r}. Leave solver out, "
-            "or pass dense matrices."
-        )
     data = [P, q, G, h, A, b, lb, ub]
+    sparse = any(t is not None and t.layout != torch.strided for t in (P, G, A))
+    if sparse or not (solver is None or isinstance(solver, QPSolver)):
+        return _as_cone_program(data, solver, adjoint, warm_start, on_failure)
     return solve_quadratic_program("qp", data, shape, solver, adjoint, warm_start, on_failure)
 
 
-def _is_sparse(matrix: Tensor | None) -> bool:
-    return matrix is not None and matrix.layout != torch.strided
+def _as_cone_program(
+    data: list[Tensor | None],
+    solver: "QPSolver | ConeSolver | None",
+    adjoint: Exact | Smoothed | None,
+    warm_start: Solution | None,
+    on_failure: OnFailure,
+) -> Solution:
+    # Imported here, since most programs do without cones.
+    from solvers.cone.solver import ConeSolver
+
+    from .sparse_qp import sparse_qp
+
+    if solver is None or isinstance(solver, ConeSolver):
+        P, q, G, h, A, b, lb, ub = data
+        assert q is not None
+        return sparse_qp(P, q, G, h, A, b, lb, ub, solver, adjoint, warm_start, on_failure)
+    if not isinstance(solver, QPSolver):
+        raise TypeError(
+            f"qp: solver must be an object of optlayers.solvers, as ActiveSet(); got {solver!r}."
+        )
+    raise TypeError(
+        f"qp: sparse matrices need a solver as Clarabel(); got {solver!r}. Leave solver out, "
+        "or pass dense matrices."
+    )
 
 
 def solve_quadratic_program(

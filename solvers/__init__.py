@@ -3,22 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .cone import (
-    SCS,
-    BoxCone,
-    Clarabel,
-    Cone,
-    ConeProduct,
-    ConeProgram,
-    ConeSolver,
-    ExponentialCone,
-    GeneralizedPowerCone,
-    NonnegativeCone,
-    PositiveSemidefiniteCone,
-    PowerCone,
-    SecondOrderCone,
-    ZeroCone,
-)
 from .fixed_point import (
     Anderson,
     FixedPointSolver,
@@ -64,6 +48,22 @@ from .root import (
 from .solution import Residuals, Solution, SolverError, Status
 
 if TYPE_CHECKING:
+    from .cone import (
+        SCS,
+        BoxCone,
+        Clarabel,
+        Cone,
+        ConeProduct,
+        ConeProgram,
+        ConeSolver,
+        ExponentialCone,
+        GeneralizedPowerCone,
+        NonnegativeCone,
+        PositiveSemidefiniteCone,
+        PowerCone,
+        SecondOrderCone,
+        ZeroCone,
+    )
     from .linear import (
         CG,
         GMRES,
@@ -82,10 +82,14 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """What layers do without is imported when it is used, so that they are there sooner."""
-        linear = None if name.startswith("_") else import_module(".linear", __name__)
-        if name == "linear" or (linear is not None and name in linear.__all__):
-            return linear if name == "linear" else getattr(linear, name)
+        """What most layers do without is imported when it is used."""
+        if not name.startswith("_"):
+            for family in ("linear", "cone"):
+                module = import_module(f".{family}", __name__)
+                if name == family:
+                    return module
+                if name in module.__all__:
+                    return getattr(module, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
