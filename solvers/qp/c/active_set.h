@@ -89,9 +89,10 @@ INLINE long evaluate(ActiveSet *s) {
     where -= 1;
     for (long i = 0; i < s->rows; i += WIDTH) {
         vec value = load(values + i);
-        vec violation = larger_of(value - load(s->upper + i), load(s->lower + i) - value);
+        vec above = value - load(s->upper + i), below = load(s->lower + i) - value;
+        vec violation = choose(above > below, above, below);
         mask more = violation > worst, here = {0};
-        worst = larger_of(violation, worst);
+        worst = choose(more, violation, worst);
         where = ((here + i) & more) | (where & ~more);
     }
     double most = largest_number(worst);

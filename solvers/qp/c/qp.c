@@ -113,7 +113,8 @@ typedef struct {
     double *M, *norm;            /* unit rows of C L^-T; their lengths, 1 for rows that are zero */
     double *E, *E_inverse, *X;   /* M M' = (E; X) (E; X)' + (0; H), with E lower triangular */
     double *H;
-    double *W, *Q, *R;           /* row-major P^-1, unit rows of C P^-1, and C; or NULL */
+    double *W, *Q, *R;           /* row-major P^-1, unit rows of C P^-1, and C; or NULL. Where they
+                                    are, M holds what Q does */
     double *partial;
     const double *of_P, *of_G, *of_A;  /* what all this was made from */
     int regular;
@@ -139,9 +140,10 @@ INLINE void lay_out_program(Program *t, Arena *arena, const Data *data, int with
     t->E = doubles(arena, t->fixed * t->fixed), t->E_inverse = doubles(arena, t->fixed);
     t->X = doubles(arena, rest * t->fixed);
     t->H = with_gram ? doubles(arena, rest * rest) : NULL;
-    t->W = shared(data) ? doubles(arena, t->n * t->n) : NULL;
-    t->Q = shared(data) ? doubles(arena, t->rows * t->n) : NULL;
-    t->R = shared(data) ? doubles(arena, (t->rows > t->n ? t->rows : t->n) * t->n) : NULL;
+    int inverts = with_gram && shared(data);
+    t->W = inverts ? doubles(arena, t->n * t->n) : NULL;
+    t->Q = inverts ? doubles(arena, t->rows * t->n) : NULL;
+    t->R = inverts ? doubles(arena, (t->rows > t->n ? t->rows : t->n) * t->n) : NULL;
     t->inverse = doubles(arena, t->n), t->norm = doubles(arena, t->rows);
     t->partial = doubles(arena, (t->n > t->fixed ? t->n : t->fixed) * WIDTH);
     t->of_P = t->of_G = t->of_A = NULL, t->regular = 0;
@@ -204,18 +206,19 @@ INLINE int relate(Program *t) {
     return 1;
 }
 
-/* P^-1 = L^-T L^-1, and what is made with it, from L^-T in panels that nobody uses afterwards. */
+/* P^-1 = L^-T L^-1, and what is made with it. */
 INLINE void invert(Program *t) {
     long n = t->n;
-    double *U = t->R, *products = t->partial;
+    double *U = t->R, *products = t->partial; /* U is L^-T in panels, as long as there is no R */
     memset(U, 0, n * n * sizeof *U);
     for (long i = 0; i < n; i++) *entry(U, n, i, i) = 1.0;
     for (long i = 0; i < n; i += WIDTH) solve_panel(U + i * n, t->L, t->inverse, n);
     gram(t->W, U, NULL, n, n, 0);
     for (long i = 0; i < t->rows; i += WIDTH) {
         multiply_rows(products, t->M + i * n, U, n - WIDTH, n);
-        unpack(t->Q + i * n, products, WIDTH, n);
+        memcpy(t->M + i * n, products, WIDTH * n * sizeof *products);
     }
+    unpack(t->Q, t->M, t->rows, n);
     unpack(t->R, t->C, t->rows, n);
 }
 
@@ -356,11 +359,16 @@ INLINE void solve_kkt(Solving *s, long count) {
     for (long i = 0; i < t->rows; i++) s->nu[i] += s->l[i] / t->norm[i];
 }
 
-/* The products with the matrices at x and nu. */
-INLINE void measure(Solving *s, long count) {
+/* The products with the matrices at x and nu; C x perhaps for rows in force only. */
+INLINE void measure(Solving *s, long count, int all_rows) {
     Program *t = &s->program;
     multiply(s->Px, t->P, s->x, t->n, t->n);
-    multiply(s->Cx, t->C, s->x, t->rows, t->n);
+    if (all_rows || !t->R) {
+        multiply(s->Cx, t->C, s->x, t->rows, t->n);
+    } else {
+        for (long i = 0; i < count; i++)
+            s->Cx[s->in_force[i]] = dot(t->R + s->in_force[i] * t->n, s->x, t->n);
+    }
     s->length = sqrt(dot(s->x, s->Px, t->n));
     if (t->R) {
         for (long i = 0; i < count; i++) s->weights[i] = s->nu[s->in_force[i]];
@@ -393,15 +401,15 @@ INLINE int leaves_something(Solving *s, long count) {
 
 /* The solution of the KKT system, with one correction where rounding left something, and the
    products with it; returns how many rows are in force. */
-INLINE long solve_kkt_well(Solving *s) {
+INLINE long solve_kkt_well(Solving *s, int all_rows) {
     long count = list_rows_in_force(s);
     memset(s->x, 0, s->program.n * sizeof *s->x);
     memset(s->nu, 0, s->program.rows * sizeof *s->nu);
     solve_kkt(s, count);
-    measure(s, count);
+    measure(s, count, all_rows);
     if (leaves_something(s, count)) {
         solve_kkt(s, count);
-        measure(s, count);
+        measure(s, count, all_rows);
     }
     return count;
 }
@@ -430,7 +438,7 @@ INLINE int find_active_rows(Solving *s, const double *guess, long count, long *i
     ActiveSet *set = &s->set;
     long fixed = t->fixed, eliminated = t->eliminated;
     for (long k = 0; k < t->n; k++) s->w[k] = -s->q[k];
-    solve_lower(s->w, t->L, t->inverse, t->n);
+    if (!t->W) solve_lower(s->w, t->L, t->inverse, t->n);
     multiply(s->center, t->M, s->w, t->rows, t->n);
     memset(s->d, 0, fixed * sizeof *s->d);
     for (long k = 0; k < eliminated; k++) s->d[k] = s->center[k] - s->upper[k] / t->norm[k];
@@ -511,14 +519,14 @@ INLINE int solve_one(
         long row = t->fixed + set->row[k];
         s->r_nu[row] = set->sign[k] < 0.0 ? s->lower[row] : s->upper[row];
     }
-    long in_force = solve_kkt_well(s);
+    long in_force = solve_kkt_well(s, 1);
     /* Rounding may give a multiplier the other sign; whether it was only that shows in the residuals. */
     int changed = 0;
     for (long k = set->fixed; k < set->count; k++) {
         double *nu = s->nu + t->fixed + set->row[k];
         if (set->sign[k] * *nu < 0.0) *nu = 0.0, changed = 1;
     }
-    if (changed) measure(s, in_force);
+    if (changed) measure(s, in_force, 1);
     out->iterations[i] = iterations;
     copy(out->x, s->x, i, n);
     copy(out->y, s->nu, i, p);
@@ -616,7 +624,7 @@ INLINE int solve_adjoint(Solving *s, const Data *data, const Adjoint *task, doub
     for (int j = 0; j < 3; j++)
         for (long row = first[j]; g[j] && row < first[j + 1]; row++)
             if (side[row] && s->kept[row] >= 0) s->r_nu[s->kept[row]] = -g[j][row - first[j]];
-    solve_kkt_well(s);
+    solve_kkt_well(s, 0);
     memcpy(a, s->x, n * sizeof *a);
     for (long row = 0; row < count; row++)
         if (s->kept[row] >= 0) a[n + row] = s->nu[s->kept[row]];
