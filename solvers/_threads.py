@@ -3,6 +3,7 @@
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ _lock = threading.Lock()
 _working = threading.local()
 _inside = 0
 _outside_threads = 1
+# Calls of compiled code in Python's threads that are still to come, and after the next long wait.
+LONG_WAIT = 500_000  # nanoseconds
+PAUSE, LONGEST_PAUSE = 20, 2000
+_without_team, _pause = 0, PAUSE
 
 
 @contextmanager
@@ -157,19 +162,30 @@ def work_together(function: Any, job: int, threads: int) -> None:
     """Call compiled code in several threads, each with the same address, where it finds its share.
 
     The threads are those of torch's OpenMP, if that is to be had: after a parallel call of torch
-    they are awake for a while, and would keep others from working.
+    they are awake for a while, and would keep others from working. Where processes share cores, the
+    calling thread waits for ones whose core was taken away; it then does without them for a while.
 
     Args:
-        function: Of a library that ctypes loaded; takes an address.
+        function: Of a library that ctypes loaded; takes an address. The thread that is done first
+            leaves there when that was, in nanoseconds of the monotonic clock.
         job: That address.
         threads: How many, the calling one included.
     """
+    global _without_team, _pause
     team = _team()
     # In a forked process the threads of OpenMP are gone, and it would wait for them.
-    if team is not None and team.process == os.getpid():
-        team.call(ctypes.cast(function, ctypes.c_void_p), job, threads, 0)
-    else:
+    if team is None or team.process != os.getpid() or _without_team > 0:
+        _without_team -= 1
         run([partial(function, job)] * threads)
+        return
+    start = time.monotonic_ns()
+    team.call(ctypes.cast(function, ctypes.c_void_p), job, threads, 0)
+    end = time.monotonic_ns()
+    waited = end - ctypes.c_int64.from_address(job).value
+    if waited < max(LONG_WAIT, (end - start) // 2):
+        _pause = PAUSE
+    else:
+        _without_team, _pause = _pause, min(2 * _pause, LONGEST_PAUSE)
 
 
 class _Team(NamedTuple):

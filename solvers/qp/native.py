@@ -25,7 +25,7 @@ from .solver import Outcome
 
 LIBRARY = Path(__file__).parent / "c" / "native.so"
 # The form of the structures, which the library must confirm.
-INTERFACE = 3
+INTERFACE = 4
 # Variables and rows, together: larger problems belong to libraries whose linear algebra works in
 # blocks for the outer caches, and would need 100 MB a thread.
 LARGEST = 4000
@@ -105,14 +105,14 @@ class _Call:
         # Several pieces each, so that nobody waits long for the last one.
         pieces = min(4 * threads, self.batch) if threads > 1 else 1
         job = bytearray(
-            struct.pack(f"4q2d{len(words)}q", 0, pieces, 0, 0, eps_abs, eps_rel, *words)
+            struct.pack(f"5q2d{len(words)}q", 0, 0, pieces, 0, 0, eps_abs, eps_rel, *words)
         )
         address = ctypes.addressof(ctypes.c_char.from_buffer(job))
         if threads > 1:
             _threads.work_together(function, address, threads)
         else:
             function(address)
-        _, _, left_over, no_memory = struct.unpack_from("4q", job)
+        left_over, no_memory = struct.unpack_from("2q", job, 3 * 8)
         if no_memory:
             raise MemoryError(f"no memory for a quadratic program with {n} variables.")
         return left_over  # type: ignore[no-any-return]

@@ -92,32 +92,43 @@ def test_factorisations_afterwards_end():
 
 # --- compiled code in several threads ---
 
-# Adds one to its own number of calls, at the address it is given, and waits for the others.
-COUNTS = """
+# A job is when the first thread was done, how many there were, and how long the last one sleeps.
+WORK = """
 #include <stdint.h>
+#include <time.h>
+#include <unistd.h>
 void work(void *job) {
-    int64_t *calls = job;
-    __atomic_fetch_add(calls, 1, __ATOMIC_SEQ_CST);
-    while (__atomic_load_n(calls, __ATOMIC_SEQ_CST) < 2) {}
+    int64_t *words = job;
+    int64_t before = __atomic_fetch_add(words + 1, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(words + 1, __ATOMIC_SEQ_CST) < 2) {}
+    if (before) {
+        usleep(words[2]);
+    } else {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        words[0] = now.tv_sec * 1000000000LL + now.tv_nsec;
+    }
 }
 """
 
 
 @pytest.fixture
-def work(tmp_path):
+def work(tmp_path, monkeypatch):
     """A function that ends only where two threads call it at the same time."""
-    (tmp_path / "work.c").write_text(COUNTS)
+    (tmp_path / "work.c").write_text(WORK)
     command = ["cc", "-shared", "-fPIC", "-o", "work.so", "work.c"]
     subprocess.run(command, cwd=tmp_path, check=True)
     function = ctypes.CDLL(str(tmp_path / "work.so")).work
     function.restype, function.argtypes = None, [ctypes.c_void_p]
+    monkeypatch.setattr(_threads, "_without_team", 0)
+    monkeypatch.setattr(_threads, "_pause", _threads.PAUSE)
     return function
 
 
-def meet(function):
-    calls = ctypes.c_int64(0)
-    _threads.work_together(function, ctypes.addressof(calls), 2)
-    return calls.value
+def meet(function, sleep=0):
+    job = (ctypes.c_int64 * 3)(0, 0, sleep)
+    _threads.work_together(function, ctypes.addressof(job), 2)
+    return job[1]
 
 
 @pytest.mark.parametrize("team", ["torch's", "none"])
@@ -154,3 +165,21 @@ def test_several_threads_call_compiled_code(work):
     for thread in callers:
         thread.join(60)
     assert found == [2] * 4
+
+
+def test_after_a_long_wait_compiled_code_does_without_openmp_for_a_while(work, monkeypatch):
+    monkeypatch.setattr(_threads, "PAUSE", 3)
+    used = []
+    run = _threads.run
+    monkeypatch.setattr(_threads, "run", lambda jobs: (used.append(len(jobs)), run(jobs)))
+    meet(work, sleep=50_000)
+    assert not used
+    pause = _threads._without_team
+    assert pause >= 3
+    for _ in range(pause):
+        assert meet(work) == 2
+    assert used == [2] * pause
+    monkeypatch.setattr(_threads, "LONG_WAIT", 10_000_000_000)  # whatever else the machine does
+    assert meet(work) == 2
+    assert len(used) == pause
+    assert _threads._pause == 3

@@ -6,6 +6,7 @@
 
 #include <stdint.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "active_set.h"
 #include "panels.h"
@@ -58,6 +59,7 @@ typedef struct {
 
 /* A call, which any number of threads work on, a piece of the batch at a time. */
 typedef struct {
+    int64_t done;            /* when the first thread found nothing left, by the monotonic clock, in ns */
     int64_t next, pieces;    /* the first piece that nobody has taken, and how many there are */
     int64_t left_over;       /* elements that are unsettled or singular */
     int64_t no_memory;
@@ -72,7 +74,12 @@ typedef struct {
 /* The elements from `low` to `high` of a piece that nobody else works on; 0 if there is none left. */
 INLINE int take_piece(Job *job, long *low, long *high) {
     int64_t piece = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
-    if (piece >= job->pieces) return 0;
+    if (piece >= job->pieces) {
+        struct timespec now;
+        if (piece == job->pieces && job->pieces > 1 && !clock_gettime(CLOCK_MONOTONIC, &now))
+            job->done = now.tv_sec * 1000000000LL + now.tv_nsec;
+        return 0;
+    }
     *low = job->data.batch * piece / job->pieces;
     *high = job->data.batch * (piece + 1) / job->pieces;
     return 1;

@@ -158,7 +158,7 @@ def test_no_memory() -> None:
     call = native._Call(torch.Size([2]), 3, 0, 1, 0)
 
     def without_memory(job: int) -> None:
-        ctypes.c_int64.from_address(job + 3 * 8).value = 1
+        ctypes.c_int64.from_address(job + 4 * 8).value = 1
 
     with pytest.raises(MemoryError, match="3 variables"):
         call.run(without_memory, ())
