@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from solvers.batch import flat
@@ -13,6 +12,8 @@ from solvers.qp.quadratic_program import DATA_NDIM
 from .batching import outer, sum_to
 from .function import Tensors
 
+# Entries of the gradients of shared matrices up to which each piece of a batch has sums of its own.
+MOST_SUMS = 1 << 20
 # Of x, y, z, z_box, s, objective.
 COTANGENT_NDIM = (1, 1, 1, 1, 1, 0)
 # Data, solution, sides and cotangents of some elements; returns the gradients.
@@ -43,50 +44,37 @@ def pull_back_natively(
     x, shape = solution[0], side.shape[:-1]
     if x.shape[:-1] != shape or not native.is_plain(data[0], x, side.shape[-1]):
         return None
-    # Matrices that elements share get one product for all of them.
-    own, summed = [False] * 8, False
+    own, shared = [False] * 8, []
     for i, (t, core) in enumerate(zip(data, DATA_NDIM, strict=True)):
         if t is not None and needed[i]:
             own[i] = core == 1 or t.shape[:-2] == shape
-            summed = summed or not own[i]
+            if not own[i]:
+                shared.append((i, t))
+    # Matrices that all elements share are summed on the way.
+    n, rows = x.shape[-1], side.shape[-1]
+    by_all = all(t.shape[:-2].numel() == 1 for _, t in shared) and n * (n + rows) <= MOST_SUMS
     given = [*cotangents, None, None][:6]
-    grads, a, singular = native.adjoint(data, solution, side, given, own, summed)
+    grads, a, sums, singular = native.adjoint(
+        data, solution, side, given, own, bool(shared) and not by_all, bool(shared) and by_all
+    )
+    if sums is not None:
+        of_P, of_A, of_G = sums.split([n, *(t.shape[-1] for t in solution[1:3])])
+        found = {0: 0.5 * (of_P + of_P.mT), 2: of_G, 4: of_A}
+        for i, t in shared:
+            grads[i] = found[i].clone().reshape(t.shape)
     if a is not None:
-        shared = {i: t for i, t in enumerate(data) if t is not None and needed[i] and not own[i]}
-        for i, summed_up in _shared_matrices(shared, a, solution).items():
-            grads[i] = summed_up
+        _, y, z, _ = solution
+        a_x, a_y, a_z, _ = a.split([t.shape[-1] for t in solution], -1)
+        factors = {0: (a_x, x, x, a_x), 2: (a_z, x, z, a_x), 4: (a_y, x, y, a_x)}
+        for i, t in shared:
+            product = outer(*factors[i], t.shape[:-2])
+            grads[i] = product if i else 0.5 * product  # P is symmetric
     for i, (t, g) in enumerate(zip(data, grads, strict=True)):
         if t is not None and g is not None and g.shape != t.shape:
             grads[i] = sum_to(g, t.shape)
     if singular is not None:
         _add_others(grads, singular, data, solution, side, given, elsewhere)
     return grads + [None] * (len(needed) - 8)
-
-
-def _shared_matrices(
-    matrices: dict[int, Tensor], a: Tensor, solution: Sequence[Tensor]
-) -> dict[int, Tensor]:
-    """Gradients of those among P, G and A, by their places, which elements share.
-
-    Args:
-        matrices: The matrices.
-        a: See :func:`solvers.qp.native.adjoint`.
-        solution: ``x, y, z, z_box``.
-    """
-    x, y, z, _ = solution
-    n, p, m, batch = x.shape[-1], y.shape[-1], z.shape[-1], x.shape[:-1].numel()
-    if any(t.shape[:-2].numel() != 1 for t in matrices.values()):  # some share, others do not
-        a_x, a_y, a_z, _ = a.split([t.shape[-1] for t in solution], -1)
-        factors = {0: (a_x, x, x, a_x), 2: (a_z, x, z, a_x), 4: (a_y, x, y, a_x)}
-        found = {i: outer(*factors[i], t.shape[:-2]) for i, t in matrices.items()}
-        return {i: g if i else 0.5 * g for i, g in found.items()}  # P is symmetric
-    # Two products for all of them.
-    a = a.reshape(batch, a.shape[-1])[:, : n + p + m]
-    sums = a.mT @ x.reshape(batch, n)
-    sums[n:].addmm_(torch.cat((y, z), -1).reshape(batch, p + m).mT, a[:, :n])
-    of_P, of_A, of_G = sums.split((n, p, m))
-    found = {0: 0.5 * (of_P + of_P.mT), 2: of_G.clone(), 4: of_A.clone()}
-    return {i: found[i].reshape(t.shape) for i, t in matrices.items()}
 
 
 def _add_others(

@@ -25,7 +25,7 @@ from .solver import Outcome
 
 LIBRARY = Path(__file__).parent / "c" / "native.so"
 # The form of the structures, which the library must confirm.
-INTERFACE = 4
+INTERFACE = 5
 # Variables and rows, together: larger problems belong to libraries whose linear algebra works in
 # blocks for the outer caches, and would need 100 MB a thread.
 LARGEST = 4000
@@ -67,6 +67,12 @@ class _Call:
         self.shape, self.batch, self.is_flat = shape, shape.numel(), len(shape) == 1
         self.sizes = n, p, m, boxes
         self.copies: list[Tensor] = []
+        rows = p + m + boxes
+        microseconds = self.batch * (1.0 + n * (n + rows) * (n + rows) / 10_000)
+        worth_it = microseconds > WORTH_A_THREAD and self.batch > 1
+        self.threads = _threads.available() if worth_it else 1
+        # Several pieces each, so that nobody waits long for the last one.
+        self.pieces = min(4 * self.threads, self.batch) if self.threads > 1 else 1
 
     def part(self, t: Tensor | None, core: int) -> Part:
         """Where each element's part of ``t`` begins; it is in one piece."""
@@ -98,23 +104,17 @@ class _Call:
             eps_abs: Absolute tolerance, where there is one.
             eps_rel: Relative tolerance, where there is one.
         """
-        n, p, m, boxes = self.sizes
-        rows = p + m + boxes
-        microseconds = self.batch * (1.0 + n * (n + rows) * (n + rows) / 10_000)
-        threads = _threads.available() if microseconds > WORTH_A_THREAD and self.batch > 1 else 1
-        # Several pieces each, so that nobody waits long for the last one.
-        pieces = min(4 * threads, self.batch) if threads > 1 else 1
         job = bytearray(
-            struct.pack(f"5q2d{len(words)}q", 0, 0, pieces, 0, 0, eps_abs, eps_rel, *words)
+            struct.pack(f"5q2d{len(words)}q", 0, 0, self.pieces, 0, 0, eps_abs, eps_rel, *words)
         )
         address = ctypes.addressof(ctypes.c_char.from_buffer(job))
-        if threads > 1:
-            _threads.work_together(function, address, threads)
+        if self.threads > 1:
+            _threads.work_together(function, address, self.threads)
         else:
             function(address)
         left_over, no_memory = struct.unpack_from("2q", job, 3 * 8)
         if no_memory:
-            raise MemoryError(f"no memory for a quadratic program with {n} variables.")
+            raise MemoryError(f"no memory for a quadratic program with {self.sizes[0]} variables.")
         return left_over  # type: ignore[no-any-return]
 
 
@@ -158,8 +158,9 @@ def adjoint(
     side: Tensor,
     cotangents: Sequence[Tensor | None],
     wanted: Sequence[bool],
-    with_adjoint: bool,
-) -> tuple[list[Tensor | None], Tensor | None, Tensor | None]:
+    with_adjoint: bool = False,
+    with_sums: bool = False,
+) -> tuple[list[Tensor | None], Tensor | None, Tensor | None, Tensor | None]:
     r"""Gradients of each element, from the KKT conditions on its active rows.
 
     Args:
@@ -169,10 +170,13 @@ def adjoint(
         cotangents: Of ``x, y, z, z_box, s, objective``; None for zero.
         wanted: Which gradients to make.
         with_adjoint: Whether to return what outer products are made of.
+        with_sums: Whether to return gradients of matrices that the whole batch shares.
 
     Returns:
         Gradients ``(*batch, ...)``, None for those not wanted; :math:`a` with shape
-        ``(*batch, n + rows)``: the gradient of ``G`` is :math:`a_z x^\top + z a_x^\top`; and which
+        ``(*batch, n + rows)``: the gradient of ``G`` is :math:`a_z x^\top + z a_x^\top`; the sums
+        over the batch of those of ``P``, ``A`` and ``G`` under each other ``(n + p + m, n)``, where
+        only the symmetric part of the first counts; and which
         elements have a KKT matrix that is nearly singular, boolean ``(B)``, or None if none has:
         other methods have to look there, and all of the above is zero.
     """
@@ -190,10 +194,15 @@ def adjoint(
         doubles(*shape, *core) if want else None for want, core in zip(wanted, cores, strict=True)
     ]
     a = doubles(*shape, n + p + m + boxes) if with_adjoint else None
+    sums = None
+    if with_sums:  # compiled code wants it to begin where registers do, as torch's memory does
+        sums = torch.zeros(call.pieces, n + p + m, (n + 7) // 8 * 8, dtype=torch.float64)
     singular = np.empty(call.batch, np.bool_)
     words += (x.data_ptr(), n, y.data_ptr(), p, z.data_ptr(), m, z_box.data_ptr(), boxes)
     words += (side.data_ptr(), *part(of_x, 1), *part(of_y, 1), *part(of_z, 1), *part(of_box, 1))
     words += (*part(of_s, 1), *part(of_value, 0))
-    words += (*[0 if t is None else t.data_ptr() for t in (*grads, a)], singular.ctypes.data)
+    words += (*[0 if t is None else t.data_ptr() for t in (*grads, a, sums)], singular.ctypes.data)
     some = call.run(library().optlayers_qp_adjoint, words)
-    return grads, a, torch.from_numpy(singular) if some else None
+    if sums is not None:
+        sums = sums.sum(0)[:, :n]
+    return grads, a, sums, torch.from_numpy(singular) if some else None

@@ -54,6 +54,7 @@ typedef struct {
     Part of_x, of_y, of_z, of_box, of_s, of_value;  /* cotangents; NULL for zero */
     double *P, *q, *G, *h, *A, *b, *lb, *ub;         /* gradients; NULL for those not wanted */
     double *a;                                       /* for sums of outer products; or NULL */
+    double *sums;                                    /* such sums over each piece; or NULL */
     int8_t *singular;                                /* where there is no regular KKT matrix */
 } Adjoint;
 
@@ -71,18 +72,18 @@ typedef struct {
     } task;
 } Job;
 
-/* The elements from `low` to `high` of a piece that nobody else works on; 0 if there is none left. */
-INLINE int take_piece(Job *job, long *low, long *high) {
+/* A piece that nobody else works on, with the elements from `low` to `high`; -1 if none is left. */
+INLINE long take_piece(Job *job, long *low, long *high) {
     int64_t piece = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
     if (piece >= job->pieces) {
         struct timespec now;
         if (piece == job->pieces && job->pieces > 1 && !clock_gettime(CLOCK_MONOTONIC, &now))
             job->done = now.tv_sec * 1000000000LL + now.tv_nsec;
-        return 0;
+        return -1;
     }
     *low = job->data.batch * piece / job->pieces;
     *high = job->data.batch * (piece + 1) / job->pieces;
-    return 1;
+    return piece;
 }
 
 /* --- memory ------------------------------------------------------------------------------------- */
@@ -556,7 +557,7 @@ void FOR(optlayers_qp_solve, LEVEL)(Job *job) {
     Solving s;
     void *room = make_room(&s, data, gram_pays(data, data->p + data->m + data->boxes));
     int64_t unsettled = 0;
-    for (long i, high; room && take_piece(job, &i, &high);)
+    for (long i, high; room && take_piece(job, &i, &high) >= 0;)
         for (; i < high; i++) {
             out->status[i] = !solve_one(&s, data, out, job->eps_abs, job->eps_rel, i);
             unsettled += out->status[i];
@@ -683,6 +684,26 @@ INLINE void pull_back(const Data *data, const Adjoint *task, double *a, long i) 
     }
 }
 
+/* Add an element's gradients of P, A and G to sums, which are under each other in rows filled up to
+   a multiple of eight. That of P is a_x x', whose symmetric part it is. */
+INLINE void add_to_sums(
+    Solving *s, const Data *data, const Adjoint *task, const double *a, double *sums, long i
+) {
+    long n = data->n, p = data->p, m = data->m, stride = (n + 7) / 8 * 8;
+    const double *solution[] = {NULL, at(task->y, i), at(task->z, i)};
+    long first[] = {0, n, n + p, n + p + m};
+    double *x = s->w, *a_x = s->Px;
+    memcpy(x, at(task->x, i), n * sizeof *x);
+    memcpy(a_x, a, n * sizeof *a_x);
+    for (long k = n; k < s->program.n; k++) x[k] = a_x[k] = 0.0;
+    for (int j = 0; j < 3; j++)
+        for (long r = first[j]; r < first[j + 1]; r++) {
+            double *row = sums + r * stride, other = j ? solution[j][r - first[j]] : 0.0;
+            if (a[r] != 0.0) add_multiple(row, a[r], x, s->program.n);
+            if (other != 0.0) add_multiple(row, other, a_x, s->program.n);
+        }
+}
+
 /* Gradients; those of elements that have no regular KKT matrix are zero. */
 void FOR(optlayers_qp_adjoint, LEVEL)(Job *job) {
     const Data *data = &job->data;
@@ -693,12 +714,15 @@ void FOR(optlayers_qp_adjoint, LEVEL)(Job *job) {
     double *own = task->a ? NULL : malloc(size * sizeof *own);
     int ready = room && (own || task->a);
     int64_t singular = 0;
-    for (long i, high; ready && take_piece(job, &i, &high);)
+    for (long i, high, piece; ready && (piece = take_piece(job, &i, &high)) >= 0;)
         for (; i < high; i++) {
             double *a = own ? own : task->a + i * size;
             task->singular[i] = !solve_adjoint(&s, data, task, a, i);
             singular += task->singular[i];
             pull_back(data, task, a, i);
+            long stride = (data->n + 7) / 8 * 8, rows = data->n + data->p + data->m;
+            if (task->sums)
+                add_to_sums(&s, data, task, a, task->sums + piece * rows * stride, i);
         }
     free(own);
     free(room);

@@ -132,7 +132,7 @@ def differentiate(problem: QuadraticProgram) -> list[Tensor]:
     solution = (found.x, found.y, found.z, found.z_box)
     g = torch.Generator().manual_seed(1)
     cotangents = [normal(g, *t.shape) for t in (*solution, found.s, found.objective)]
-    grads, _, _ = native.adjoint(data, solution, found.side, cotangents, [True] * 8, False)
+    grads, *_ = native.adjoint(data, solution, found.side, cotangents, [True] * 8)
     return [t for t in grads if t is not None]
 
 
@@ -335,12 +335,12 @@ def test_no_derivative_where_active_rows_depend_on_each_other() -> None:
     solution = (found.x, found.y, found.z, found.z_box)
     ones = torch.ones_like(found.x)
     wanted = [True] * 6 + [False] * 2
-    grads, _, singular = native.adjoint(data, solution, side, [ones, *[None] * 5], wanted, False)
+    grads, _, _, singular = native.adjoint(data, solution, side, [ones, *[None] * 5], wanted)
     assert singular is not None
     assert singular.tolist() == [False, True, False]
     assert all(t is None or (t[0].any() and not t[1].any()) for t in grads)
     ones[1] = 0.0  # where nobody asks there is nothing to solve
-    assert native.adjoint(data, solution, side, [ones, *[None] * 5], wanted, False)[2] is None
+    assert native.adjoint(data, solution, side, [ones, *[None] * 5], wanted)[3] is None
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -351,10 +351,18 @@ def test_what_outer_products_are_made_of(shared: bool, many: bool) -> None:
     data = [getattr(problem, field.name) for field in fields(problem)]
     solution = (found.x, found.y, found.z, found.z_box)
     cotangents: list[Tensor | None] = [torch.ones_like(found.x), *[None] * 5]
-    grads, a, singular = native.adjoint(data, solution, found.side, cotangents, [True] * 8, True)
+    given = data, solution, found.side, cotangents, [True] * 8
+    grads, a, sums, singular = native.adjoint(*given, with_adjoint=True, with_sums=True)
     assert singular is None
     assert a is not None
+    assert sums is not None
     a_x, _, a_z, _ = a.split([5, 2, found.z.shape[1], 0], -1)
     expected = a_z[..., None] * found.x[:, None] + found.z[..., None] * a_x[:, None]
     torch.testing.assert_close(grads[2], expected, rtol=0, atol=1e-14)
     torch.testing.assert_close(grads[1], a_x, rtol=0, atol=1e-14)
+    of_P, of_A, of_G = sums.split([5, 2, found.z.shape[1]])
+    summed = 0.5 * (of_P + of_P.mT), of_G, of_A
+    for place, total in zip((0, 2, 4), summed, strict=True):
+        gradient = grads[place]
+        assert gradient is not None
+        torch.testing.assert_close(total, gradient.sum(0), rtol=0, atol=1e-13)
