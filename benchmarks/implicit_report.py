@@ -68,8 +68,9 @@ def documentation(found: Record) -> str:
         _machine(found),
         "## Equilibria",
         "Forward and backward together in milliseconds; the ratio is torchdeq's time over that of "
-        "*optlayers, loose*, which like torchdeq solves backward to the tolerance only.",
-        _times("equilibria", found, ("torchdeq", EQUAL)),
+        "*optlayers*, whose forward pass has the same tolerance and whose backward pass has it too, "
+        "or is exact.",
+        _times("equilibria", found, ("torchdeq", OURS)),
         "Largest relative residual / gradient error:",
         _accuracy("equilibria", found, ("residual", "gradient_error")),
         _variants("equilibria", found),
