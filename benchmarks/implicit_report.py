@@ -68,8 +68,8 @@ def documentation(found: Record) -> str:
         _machine(found),
         "## Equilibria",
         "Forward and backward together in milliseconds; the ratio is torchdeq's time over that of "
-        "*optlayers*, whose forward pass has the same tolerance and whose backward pass has it too, "
-        "or is exact.",
+        "*optlayers*, whose forward pass has the same tolerance and whose backward pass has it, "
+        "too, or is exact.",
         _times("equilibria", found, ("torchdeq", OURS)),
         "Largest relative residual / gradient error:",
         _accuracy("equilibria", found, ("residual", "gradient_error")),
