@@ -92,6 +92,10 @@ else:
                     return getattr(module, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
+    def __dir__() -> list[str]:
+        """Whatever there is, imported or not."""
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "BFGS",

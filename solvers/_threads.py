@@ -1,6 +1,7 @@
 """Threads for work that releases the interpreter's lock; none for small torch calls."""
 
 import ctypes
+import multiprocessing
 import os
 import threading
 import time
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -173,13 +174,12 @@ def work_together(function: Any, job: int, threads: int) -> None:
     """
     global _without_team, _pause
     team = _team()
-    # In a forked process the threads of OpenMP are gone, and it would wait for them.
-    if team is None or team.process != os.getpid() or _without_team > 0:
+    if team is None or _forked or _without_team > 0:
         _without_team -= 1
         run([partial(function, job)] * threads)
         return
     start = time.monotonic_ns()
-    team.call(ctypes.cast(function, ctypes.c_void_p), job, threads, 0)
+    team(ctypes.cast(function, ctypes.c_void_p), job, threads, 0)
     end = time.monotonic_ns()
     waited = end - ctypes.c_int64.from_address(job).value
     if waited < max(LONG_WAIT, (end - start) // 2):
@@ -188,14 +188,12 @@ def work_together(function: Any, job: int, threads: int) -> None:
         _without_team, _pause = _pause, min(2 * _pause, LONGEST_PAUSE)
 
 
-class _Team(NamedTuple):
-    call: Any  # function, its argument, threads, flags
-    process: int
-
-
 @cache
-def _team() -> _Team | None:
-    """How compilers call OpenMP for a parallel region; None where it is not torch's."""
+def _team() -> Any:
+    """How compilers call OpenMP for a parallel region; None where it is not torch's.
+
+    A function of another function, its argument, the number of threads, and flags.
+    """
     if _libraries()[0] is None:
         return None
     try:
@@ -204,7 +202,21 @@ def _team() -> _Team | None:
         return None
     call.restype, number = None, ctypes.c_uint
     call.argtypes = [ctypes.c_void_p, ctypes.c_void_p, number, number]
-    return _Team(call, os.getpid())
+    return call
+
+
+# In a forked process the threads of OpenMP are gone, and it would wait for them. One that imports
+# this only after the fork is known if it comes from multiprocessing.
+_forked = multiprocessing.parent_process() is not None
+
+
+def _be_forked() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_be_forked)
 
 
 def split(count: int, parts: int) -> list[tuple[int, int]]:

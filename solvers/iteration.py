@@ -154,10 +154,12 @@ class _Record:
         self.on_cpu = x.device.type == "cpu"
         xp: Any = np if self.on_cpu else torch
         self.xp = xp
-        count = len(x)
+        count, dtype = len(x), steps.error.dtype
         like: dict[str, Any] = {} if self.on_cpu else {"device": x.device}
         self.best, self.best_value = x, None if isinstance(first, Steps) else first.value
-        self.best_ratio = self.before = self.best_error = xp.zeros(count, **like) + xp.inf
+        self.best_ratio = self.before = self.best_error = (
+            xp.zeros(count, dtype=dtype, **like) + xp.inf
+        )
         self.iterations = xp.zeros(count, dtype=xp.int64, **like)
         self.running = self.best_ratio > 0.0
         self.converged = self.lost = ~self.running

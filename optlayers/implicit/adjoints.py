@@ -139,10 +139,14 @@ class Dense(Adjoint):
             found = _by_lu(M, v, value[None], system.transposed)
         u, step = found[0], -found[1][0]
         # A Newton step tells how far the point may be from the solution.
-        residual = relative(system.residual(u, v, step.nan_to_num(0.0)), v)
         length, size = (torch.linalg.vector_norm(t, dim=-1) for t in (step, system.x))
         far = length / (size + NEARBY[v.dtype])
-        return judged(system, v, u, torch.maximum(residual, far))
+        step = torch.where((far <= NO_SOLUTION)[:, None], step, 0.0)
+        residual = relative(system.residual(u, v, step), v)
+        solved, residual = judged(system, v, u, torch.maximum(residual, far))
+        if solved is not u:  # what is left out must not be looked at where it may be undefined
+            system.residual(solved, v, torch.where(solved.any(-1).any(0)[:, None], step, 0.0))
+        return solved, residual
 
 
 def _by_lu(M: Tensor, v: Tensor, w: Tensor, other: bool) -> tuple[Tensor, Tensor]:

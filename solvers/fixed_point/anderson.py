@@ -5,7 +5,6 @@ from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from math import log10
 from typing import NamedTuple
 
 import numpy as np
@@ -171,28 +170,29 @@ class Anderson(FixedPointSolver):
         steps = walk(f, z, self.damping, 1)
         pace = Pace(self, steps)
         running = yield steps.part(0, 1)
-        k, count, end = 0, 1, None
-        while end is None:
+        k, end = 0, 0
+        while True:
             last.extend(zip(steps.values, steps.starts, strict=False))
-            k += count
+            k += len(steps.values)
             before = steps.error[-1]
-            count = pace.ahead(steps) if several else 1
-            steps = walk(f, steps.starts[-1], self.damping, count)
             if not several:
-                end = 0
+                steps = walk(f, steps.starts[-1], self.damping, 1)
                 break
+            steps = walk(f, steps.starts[-1], self.damping, pace.ahead(steps))
             pace.see(steps)
-            quick = pace.gained[-count:] < log10(FAST)
-            shown = 0
-            for i in np.flatnonzero(~quick.all(-1)).tolist():
-                if i > shown:
-                    running, shown = (yield steps.part(shown, i)), i
-                fast &= quick[i]
+            lengths = np.concatenate((host(before)[None], host(steps.error)))
+            quick = lengths[1:] < FAST * lengths[:-1]
+            count, shown = len(quick), 0
+            for end in np.flatnonzero(~quick.all(-1)).tolist():
+                if end > shown:
+                    running, shown = (yield steps.part(shown, end)), end
+                fast &= quick[end]
                 if not (fast | ~host(running)).all():
-                    end = i  # steps beyond this one were taken in vain
-                    break
+                    break  # steps beyond this one were taken in vain
             else:
                 running = yield steps.part(shown, count)
+                continue
+            break
         last.extend(zip(steps.values[: end + 1], steps.starts, strict=False))
         numbers = (steps.error[end], steps.error[end - 1] if end else before, fast)
         of_device = [torch.as_tensor(t, device=z.device) for t in numbers]

@@ -67,9 +67,6 @@ class Pace:
         solver: Says how far to go.
         first: The first step.
 
-    Attributes:
-        gained: By how many decades each step of the last walk, and the two steps before it,
-            shortened the changes ``(steps, B)``; negative where it did.
     """
 
     def __init__(self, solver: IterativeSolver, first: Walk) -> None:
@@ -77,14 +74,13 @@ class Pace:
         self.eps_abs, self.eps_rel = solver.tolerances(z.dtype)
         self.taken, self.allowed = 1, solver.max_iter
         self.most = min(MOST, HELD // max(z.numel(), 1))
-        self.lengths = np.log10(host(first.error))  # of changes, in decades
-        self.gained = self.lengths[1:]
+        self.lengths = np.log10(host(first.error))  # of the last three changes, in decades
 
     def see(self, steps: Walk) -> None:
         """Take account of steps."""
         self.taken += len(steps.values)
-        self.lengths = np.concatenate((self.lengths[-2:], np.log10(host(steps.error))))
-        self.gained = self.lengths[1:] - self.lengths[:-1]
+        last = np.log10(host(steps.error)[-3:])
+        self.lengths = np.concatenate((self.lengths, last))[-3:]
 
     def ahead(self, steps: Walk) -> int:
         """How many steps to take after these, which have been seen.
@@ -93,10 +89,10 @@ class Pace:
         have been taken before. After the first one nothing is known of how fast they shrink.
         """
         left = self.lengths[-1] - np.log10(self.eps_abs + self.eps_rel * host(steps.scale)[-1])
-        if len(self.gained) < 2:
+        if len(self.lengths) < 3:
             needed, most = left, FIRST
         else:
-            before, last = self.gained[-2:]
+            before, last = self.lengths[1:] - self.lengths[:-1]  # negative where errors shrink
             needed = left / np.where(last > before - STEADY, -last, np.inf)
             most = min(self.taken, self.most)
         ahead = np.fmax.reduce(needed, initial=0.0) + ROUNDING

@@ -112,6 +112,30 @@ def test_a_singular_sample_does_not_disturb_its_mates():
     assert g[1] == 0
 
 
+def test_gradients_at_a_loose_solution_do_not_depend_on_the_company():
+    """Those of parameters are taken a Newton step on, but not where a mate failed."""
+    seen = []
+
+    def F(x, theta):
+        seen.append(x.detach())
+        singular = torch.arange(len(x))[:, None] == 1
+        return torch.where(singular, (x - theta[1]) ** 3, x**3 * theta[0] - 1)
+
+    def gradient(samples):
+        theta = torch.tensor([1.3, 0.7], dtype=torch.float64, requires_grad=True)
+        start = torch.tensor([[1.2], [1.5]], dtype=torch.float64)[:samples]
+        loose = ol.solvers.Newton(eps_abs=1e-3, eps_rel=0.0)
+        x = ol.root(F, start, theta, batch_ndim=1, solver=loose, on_failure="ignore").x
+        x.sum().backward()
+        return theta.grad[0]
+
+    alone = gradient(1)
+    assert torch.equal(gradient(2), alone)
+    assert max(float(x.abs().max()) for x in seen) < 10
+    theta = torch.tensor(1.3, dtype=torch.float64)
+    torch.testing.assert_close(alone, -(theta ** (-4 / 3)) / 3, rtol=1e-5, atol=0)
+
+
 # --- minima ---------------------------------------------------------------------------------------
 
 

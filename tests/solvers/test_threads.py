@@ -183,3 +183,30 @@ def test_after_a_long_wait_compiled_code_does_without_openmp_for_a_while(work, m
     assert meet(work) == 2
     assert len(used) == pause
     assert _threads._pause == 3
+
+
+FORKED = """
+import multiprocessing, sys, torch
+def solve():
+    import optlayers as ol
+    I = torch.eye(10, dtype=torch.float64)
+    x = ol.qp(I, -torch.ones(2000, 10, dtype=torch.float64), lb=torch.zeros(10).double()).x
+    assert torch.allclose(x, torch.ones_like(x))
+if sys.argv[1] == "before":
+    import optlayers
+torch.set_num_threads(2)
+torch.zeros(3_000_000).exp_()
+child = multiprocessing.get_context("fork").Process(target=solve)
+child.start()
+child.join(30)
+if child.exitcode is None:
+    child.kill()
+assert child.exitcode == 0, child.exitcode
+"""
+
+
+@pytest.mark.parametrize("imported", ["before", "in the child"])
+def test_a_forked_process_does_not_wait_for_the_threads_of_torch(imported):
+    """It never came back: OpenMP had started them for torch, in the process that forked."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, imported]
+    subprocess.run(command, check=True, timeout=100)

@@ -209,3 +209,26 @@ def test_few_steps_are_in_vain_where_convergence_gets_slower():
     assert count <= int(solution.iterations.max()) + 1 + 8
     recorded = replace(Anderson(), keep_history=True).solve(lambda z: rates * z, start)
     assert torch.equal(recorded.x, solution.x)
+
+
+def test_half_is_not_fast_in_any_company():
+    # Damped by a half, a constant map shrinks residuals by exactly that; the mate ends plain steps.
+    rates = torch.tensor([[0.0], [0.0], [0.9]], dtype=torch.float64)
+    solver = Anderson(damping=0.5, max_iter=3)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        c, start = torch.randn(2, 3, 1, dtype=torch.float64)
+        both = solver.solve(lambda z, c=c: c + rates * torch.sin(z), start)
+        for i in range(2):
+            alone = solver.solve(
+                lambda z, c=c, i=i: c[i : i + 1] + 0.0 * torch.sin(z), start[i : i + 1]
+            )
+            assert alone.status[0] == both.status[i]
+            assert torch.equal(alone.x[0], both.x[i])
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson()], ids=["Picard", "Anderson"])
+def test_residuals_have_the_type_of_the_data(solver):
+    solution = solver.solve(torch.sqrt, torch.tensor([[-1.0], [2.0]]))
+    assert solution.status[0] == Status.NUMERICAL_ERROR
+    assert solution.dual_residual.dtype == torch.float32
