@@ -124,9 +124,10 @@ class Dense(Adjoint):
     r"""Form the Jacobian of each sample and factor it: exact to rounding, for up to some hundreds.
 
     If the solver factored the Jacobian already, that factorisation is used, refined on the true
-    Jacobian. The residual is taken with the Jacobian one Newton step further on: where the solution
-    is so inaccurate, or the Jacobian so nearly singular, that this matters, derivatives are not to
-    be trusted, and the residual shows it.
+    Jacobian. The residual is taken with the Jacobian one Newton step further on, and with it, where
+    nobody differentiates again, come the derivatives in the parameters: where the solution is so
+    inaccurate, or the Jacobian so nearly singular, that this matters, derivatives are not to be
+    trusted, and the residual shows it.
     """
 
     def solve(self, system: Linearised, v: Tensor) -> tuple[Tensor, Tensor]:
