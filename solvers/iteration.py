@@ -192,9 +192,9 @@ class _Record:
         if not self.together or most <= 0:
             return 0
         ratios = steps.error / tolerances
-        bounds: Any = np.inf
+        bounds: Any
         if self.solver.keeps_last:
-            pass
+            bounds = np.inf
         elif len(steps.x) == 1:
             bounds = self.best_ratio
         else:

@@ -21,9 +21,9 @@ LIMIT = 2.0
 # Above the rounding errors of a Gram matrix, so that its factorisation fails hardly ever.
 RIDGE_IN_ROUNDINGS = 100.0
 SMALL = 1 << 18  # entries of the memory up to which one thread is enough
-# A residual that shrinks by this factor by itself needs no mixing, which may cost more than f does,
-FAST = 0.5
-PLAIN = 1 << 20  # up to so many entries of the memory: beyond, memory is for mixing alone
+# A residual that shrinks by this factor by itself needs no mixing, which may cost more than f does;
+# where the memory has more entries than PLAIN, all is mixed, and one step is held at a time.
+FAST, PLAIN = 0.5, 1 << 20
 
 
 class _Plain(NamedTuple):

@@ -66,7 +66,6 @@ class Pace:
     Args:
         solver: Says how far to go.
         first: The first step.
-
     """
 
     def __init__(self, solver: IterativeSolver, first: Walk) -> None:

@@ -176,9 +176,9 @@ def adjoint(
         Gradients ``(*batch, ...)``, None for those not wanted; :math:`a` with shape
         ``(*batch, n + rows)``: the gradient of ``G`` is :math:`a_z x^\top + z a_x^\top`; the sums
         over the batch of those of ``P``, ``A`` and ``G`` under each other ``(n + p + m, n)``, where
-        only the symmetric part of the first counts; and which
-        elements have a KKT matrix that is nearly singular, boolean ``(B)``, or None if none has:
-        other methods have to look there, and all of the above is zero.
+        only the symmetric part of the first counts; and which elements have a KKT matrix that is
+        nearly singular, boolean ``(B)``, or None if none has: other methods have to look there, and
+        all of the above is zero.
     """
     x, y, z, z_box = (t.contiguous() for t in solution)
     shape = side.shape[:-1]

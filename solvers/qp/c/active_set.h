@@ -89,8 +89,7 @@ INLINE long evaluate(ActiveSet *s) {
     where -= 1;
     for (long i = 0; i < s->rows; i += WIDTH) {
         vec value = load(values + i);
-        vec above = value - load(s->upper + i), below = load(s->lower + i) - value;
-        vec violation = choose(above > below, above, below);
+        vec violation = larger_number(value - load(s->upper + i), load(s->lower + i) - value);
         mask more = violation > worst, here = {0};
         worst = choose(more, violation, worst);
         where = ((here + i) & more) | (where & ~more);
@@ -147,16 +146,15 @@ INLINE int add_if_independent(ActiveSet *s, long j, double sign, double end) {
     return 1;
 }
 
-/* Make all of these rows active, and factor H_aa at once; 0 where they depend on each other. For
-   them multipliers can be solved for, but no row can come or go. */
-INLINE int activate(ActiveSet *s, const long *rows, long count) {
+/* Factor H_aa at once for the rows in `row`; 0 where they depend on each other. For them multipliers
+   can be solved for, but no row can come or go. */
+INLINE int activate(ActiveSet *s, long count) {
     long n = s->n, size = padded(count);
+    const long *rows = s->row;
     clear(s);
-    if (count > s->most) return 0;
-    for (long i = 0; i < count; i++) {
-        s->row[i] = rows[i];
+    for (long i = 0; !s->H && i < count; i++) {
         const double *M = entry((double *)s->M, n, rows[i], 0);
-        for (long k = 0; !s->H && k < n; k++) s->active[i * n + k] = M[k * WIDTH];
+        for (long k = 0; k < n; k++) s->active[i * n + k] = M[k * WIDTH];
     }
     for (long i = 0; i < size; i++) {
         double *to = entry(s->T, size, i, 0);

@@ -62,6 +62,9 @@ INLINE double largest_of(vec v) {
     return found;
 }
 
+/* The larger one, or b where a is not a number. */
+INLINE vec larger_number(vec a, vec b) { return choose(a > b, a, b); }
+
 /* The largest of the numbers. */
 INLINE double largest_number(vec v) {
     for (int half = WIDTH / 2; half; half /= 2)
@@ -73,9 +76,8 @@ INLINE double largest_number(vec v) {
 INLINE double largest(const double *v, long size) {
     vec found = {0.0};
     for (long i = 0; i < size; i += WIDTH) {
-        vec high = load(v + i), low = -high;
-        high = choose(high > low, high, low);
-        found = choose(high > found, high, found);
+        vec number = load(v + i);
+        found = larger_number(larger_number(number, -number), found);
     }
     return largest_number(found);
 }
@@ -235,9 +237,10 @@ INLINE void combine(
 
 /* Row-major from panels of `rows` rows. */
 INLINE void unpack(double *to, const double *panels, long rows, long columns) {
-    for (long i = 0; i < rows; i++)
-        for (long k = 0; k < columns; k++)
-            to[i * columns + k] = panels[i / WIDTH * WIDTH * columns + k * WIDTH + i % WIDTH];
+    for (long i = 0; i < rows; i++) {
+        const double *from = entry((double *)panels, columns, i, 0);
+        for (long k = 0; k < columns; k++) to[i * columns + k] = from[k * WIDTH];
+    }
 }
 
 INLINE double dot(const double *a, const double *b, long size) {

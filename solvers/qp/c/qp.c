@@ -263,7 +263,6 @@ typedef struct {
     long *in_force;              /* the eliminated rows and the active ones: where the program keeps */
     double *weights;             /*   them, and room for a number each */
     long *kept;                  /* where `prepare_active` keeps the user's rows; -1 for nowhere */
-    long *chosen;                /* room for the rows of an active set */
 } Solving;
 
 INLINE void lay_out_solving(Solving *s, Arena *arena, const Data *data, int with_gram) {
@@ -284,7 +283,6 @@ INLINE void lay_out_solving(Solving *s, Arena *arena, const Data *data, int with
     s->in_force = take(arena, (s->program.eliminated + most) * sizeof(long));
     s->weights = doubles(arena, s->program.eliminated + most);
     s->kept = take(arena, (data->p + data->m + data->boxes) * sizeof(long));
-    s->chosen = take(arena, (data->p + data->m + data->boxes) * sizeof(long));
     set->T = doubles(arena, padded(most) * padded(most));
     set->rows = rows - fixed, set->n = n, set->most = most, set->stride = padded(most);
     set->M = s->program.M + fixed * n, set->H = s->program.H, set->center = s->center + fixed;
@@ -339,7 +337,7 @@ INLINE long list_rows_in_force(Solving *s) {
 INLINE void solve_kkt(Solving *s, long count) {
     Program *t = &s->program;
     if (t->W) {
-        memset(s->d, 0, t->rows * sizeof *s->d);
+        memset(s->d, 0, t->fixed * sizeof *s->d);
         for (long i = 0; i < count; i++) {
             long row = s->in_force[i];
             s->d[row] = dot(t->Q + row * t->n, s->r_x, t->n) - s->r_nu[row] / t->norm[row];
@@ -599,10 +597,13 @@ INLINE int prepare_active(Solving *s, const Data *data, const int8_t *side, long
         transform(t);
         if (!relate(t)) return 0;
     }
-    long chosen = 0;
-    for (long row = t->eliminated; row < count; row++)
-        if (side[row]) s->chosen[chosen++] = s->kept[row] - t->fixed;
-    return activate(set, s->chosen, chosen);
+    long active = 0;
+    for (long row = t->eliminated; row < count; row++) {
+        if (!side[row]) continue;
+        if (active == set->most) return 0;
+        set->row[active++] = s->kept[row] - t->fixed;
+    }
+    return activate(set, active);
 }
 
 /* a = -K^-1 g for cotangents g of x and of the multipliers. */
@@ -684,15 +685,15 @@ INLINE void pull_back(const Data *data, const Adjoint *task, double *a, long i) 
     }
 }
 
-/* Add an element's gradients of P, A and G to sums, which are under each other in rows filled up to
-   a multiple of eight. That of P is a_x x', whose symmetric part it is. */
+/* Add an element's gradients of P, A and G to the sums of its piece, which are under each other in
+   rows filled up to a multiple of eight. That of P is a_x x', whose symmetric part it is. */
 INLINE void add_to_sums(
-    Solving *s, const Data *data, const Adjoint *task, const double *a, double *sums, long i
+    Solving *s, const Data *data, const Adjoint *task, const double *a, long piece, long i
 ) {
     long n = data->n, p = data->p, m = data->m, stride = (n + 7) / 8 * 8;
     const double *solution[] = {NULL, at(task->y, i), at(task->z, i)};
     long first[] = {0, n, n + p, n + p + m};
-    double *x = s->w, *a_x = s->Px;
+    double *x = s->w, *a_x = s->Px, *sums = task->sums + piece * first[3] * stride;
     memcpy(x, at(task->x, i), n * sizeof *x);
     memcpy(a_x, a, n * sizeof *a_x);
     for (long k = n; k < s->program.n; k++) x[k] = a_x[k] = 0.0;
@@ -720,9 +721,7 @@ void FOR(optlayers_qp_adjoint, LEVEL)(Job *job) {
             task->singular[i] = !solve_adjoint(&s, data, task, a, i);
             singular += task->singular[i];
             pull_back(data, task, a, i);
-            long stride = (data->n + 7) / 8 * 8, rows = data->n + data->p + data->m;
-            if (task->sums)
-                add_to_sums(&s, data, task, a, task->sums + piece * rows * stride, i);
+            if (task->sums) add_to_sums(&s, data, task, a, piece, i);
         }
     free(own);
     free(room);
