@@ -91,7 +91,7 @@ def solve_implicitly(problem: ImplicitProblem, *inputs: Tensor | None) -> tuple[
     elif torch._C._are_functorch_transforms_active():
         outputs = Implicit.apply(problem, *inputs)  # type: ignore[no-untyped-call]
     else:
-        outputs = _Plain.apply(problem, *inputs)  # type: ignore[no-untyped-call]
+        outputs = _apply_plainly(problem, inputs)
     return outputs
 
 
@@ -142,7 +142,6 @@ def _remember(
     """Save everything that derivatives may use, for those modes that may come."""
     ctx.problem, ctx.split = problem, len(inputs)
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*outputs[problem.differentiable :])
     ctx.save_for_backward(*inputs, *outputs)
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         ctx.save_for_forward(*inputs, *outputs)
@@ -151,7 +150,17 @@ def _remember(
 def _pull_back(ctx: Any, saved: Tensors, cotangents: Tensors) -> tuple[Any, ...]:
     inputs, outputs = saved[: ctx.split], saved[ctx.split :]
     with sharing_the_dual_level(), in_full_precision(outputs):
-        return None, *ctx.problem.vjp(inputs, outputs, cotangents, ctx.needs_input_grad[1:])
+        needed = ctx.needs_input_grad[-ctx.split :]
+        return None, *ctx.problem.vjp(inputs, outputs, cotangents, needed)
+
+
+def _push_forward(ctx: Any, tangents: Tensors) -> Tensors:
+    with _set_fwd_grad_enabled(True), sharing_the_dual_level():
+        saved = [None if t is None else unpack_dual(t).primal for t in ctx.saved_tensors]
+        inputs, outputs = saved[: ctx.split], saved[ctx.split :]
+        with in_full_precision(outputs):
+            pushed: Tensors = ctx.problem.jvp(inputs, outputs, tangents)
+    return pushed
 
 
 class Implicit(torch.autograd.Function):
@@ -165,7 +174,9 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Save what derivatives need."""
-        _remember(ctx, inputs[0], inputs[1:], output)
+        problem = inputs[0]
+        ctx.mark_non_differentiable(*output[problem.differentiable :])
+        _remember(ctx, problem, inputs[1:], output)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
@@ -176,12 +187,8 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _problem: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Push tangents forward through the conditions."""
-        with _set_fwd_grad_enabled(True), sharing_the_dual_level():
-            saved = [None if t is None else unpack_dual(t).primal for t in ctx.saved_tensors]
-            inputs, outputs = saved[: ctx.split], saved[ctx.split :]
-            with in_full_precision(outputs):
-                pushed = ctx.problem.jvp(inputs, outputs, tangents)
-            return *pushed, *[None] * (len(outputs) - len(pushed))
+        pushed = _push_forward(ctx, tangents)
+        return *pushed, *[None] * (len(ctx.saved_tensors) - ctx.split - len(pushed))
 
     @staticmethod
     def vmap(
@@ -203,17 +210,22 @@ def _under_legacy_vmap(
     """The rule for an older ``vmap``, behind ``is_grads_batched``, which asks for none."""
     level = legacy_vmap_level()
     transformed = torch._C._are_functorch_transforms_active()
-    function = Implicit if transformed else _Plain
+
+    def solve(problem: ImplicitProblem, inputs: Tensors) -> tuple[Tensor, ...]:
+        if transformed:
+            return Implicit.apply(problem, *inputs)  # type: ignore[no-untyped-call, no-any-return]
+        return _apply_plainly(problem, inputs)
+
     dims = [0 if t is not None and is_legacy_batchedtensor(t) else None for t in inputs]
     if not any(d == 0 for d in dims):
-        return function.apply(problem, *inputs)  # type: ignore[no-untyped-call, no-any-return]
+        return solve(problem, inputs)
     plain = [
         t if t is None or d is None else torch._remove_batch_dim(t, level, 0, 0)
         for t, d in zip(inputs, dims, strict=True)
     ]
     size = next(len(t) for t, d in zip(plain, dims, strict=True) if t is not None and d == 0)
     mapped, moved = problem.map(size, dims, plain)
-    outputs = function.apply(mapped, *moved)  # type: ignore[no-untyped-call]
+    outputs = solve(mapped, moved)
     return tuple(
         t[0] if len(t) == 1 != size else torch._add_batch_dim(t, 0, level) for t in outputs
     )
@@ -223,13 +235,27 @@ class _Plain(torch.autograd.Function):
     """The same where no functorch transform is around: its way of calling costs 50 us less."""
 
     @staticmethod
-    def forward(ctx: Any, problem: ImplicitProblem, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, problem: ImplicitProblem, rest: list[Tensor], *inputs: Tensor | None
+    ) -> tuple[Tensor, ...]:
         outputs = problem.solve(*inputs)
         _remember(ctx, problem, inputs, outputs)
-        return outputs
+        # What has no derivatives goes past torch, which takes half a microsecond for each.
+        rest += outputs[problem.differentiable :]
+        return outputs[: problem.differentiable]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        return _pull_back(ctx, ctx.saved_tensors, cotangents)
+        return None, *_pull_back(ctx, ctx.saved_tensors, cotangents)
 
-    jvp = Implicit.jvp
+    @staticmethod
+    def jvp(
+        ctx: Any, _problem: None, _rest: None, *tangents: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        return tuple(_push_forward(ctx, tangents))
+
+
+def _apply_plainly(problem: ImplicitProblem, inputs: Tensors) -> tuple[Tensor, ...]:
+    rest: list[Tensor] = []
+    outputs = _Plain.apply(problem, rest, *inputs)  # type: ignore[no-untyped-call]
+    return *outputs, *rest
