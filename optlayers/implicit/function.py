@@ -119,6 +119,8 @@ def _within_a_jvp() -> Iterator[None]:
 
 def in_full_precision(tensors: Tensors) -> AbstractContextManager[Any]:
     """Keep autocast out: it would round what derivatives are made of."""
+    if not torch._C._is_any_autocast_enabled():
+        return _NOTHING
     device = next((t.device.type for t in tensors if t is not None), "cpu")
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
 

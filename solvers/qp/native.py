@@ -55,7 +55,7 @@ def library() -> Any:
 
 def is_plain(P: Tensor | None, q: Tensor, rows: int) -> bool:
     """Whether problems with so many rows may be tried at all."""
-    if P is None or q.device.type != "cpu" or q.shape[-1] + rows > LARGEST:
+    if P is None or not q.is_cpu or q.shape[-1] + rows > LARGEST:
         return False
     return library() is not None
 
@@ -78,6 +78,8 @@ class _Call:
         """Where each element's part of ``t`` begins; it is in one piece."""
         if t is None:
             return ABSENT
+        if self.batch == 1 and t.is_contiguous() and not t.is_neg():
+            return t.data_ptr(), 0
         if not (self.is_flat and t.ndim == core + 1 and t.is_contiguous()) or t.is_neg():
             t = flat(t, core, self.shape)
             whole = core == 0 or (t.stride(-1) == 1 and (core == 1 or t.stride(-2) == t.shape[-1]))
@@ -144,7 +146,8 @@ def solve(
     words = call.data((problem.P, q, problem.G, problem.h, problem.A, problem.b, lb, ub))
     vectors = empty(batch, n), empty(batch, p), empty(batch, m), empty(batch, boxes)
     s, objective, primal, dual, gap = empty(batch, m), *[empty(batch) for _ in range(4)]
-    status, iterations = (torch.from_numpy(np.empty(batch, np.int64)) for _ in range(2))
+    status = torch.from_numpy(np.empty(batch, np.int64))
+    iterations = torch.from_numpy(np.empty(batch, np.int64))
     side = torch.from_numpy(np.empty((batch, rows), np.int8))
     tensors = *vectors, s, objective, status, iterations, primal, dual, gap, side
     words += (max_iter, *call.part(guess, 1), *[t.data_ptr() for t in tensors])
@@ -197,12 +200,12 @@ def adjoint(
     sums = None
     if with_sums:  # compiled code wants it to begin where registers do, as torch's memory does
         sums = torch.zeros(call.pieces, n + p + m, (n + 7) // 8 * 8, dtype=torch.float64)
-    singular = np.empty(call.batch, np.bool_)
+    singular = torch.from_numpy(np.empty(call.batch, np.bool_))
     words += (x.data_ptr(), n, y.data_ptr(), p, z.data_ptr(), m, z_box.data_ptr(), boxes)
     words += (side.data_ptr(), *part(of_x, 1), *part(of_y, 1), *part(of_z, 1), *part(of_box, 1))
     words += (*part(of_s, 1), *part(of_value, 0))
-    words += (*[0 if t is None else t.data_ptr() for t in (*grads, a, sums)], singular.ctypes.data)
+    words += (*[0 if t is None else t.data_ptr() for t in (*grads, a, sums)], singular.data_ptr())
     some = call.run(library().optlayers_qp_adjoint, words)
     if sums is not None:
         sums = sums.sum(0)[:, :n]
-    return grads, a, sums, torch.from_numpy(singular) if some else None
+    return grads, a, sums, singular if some else None

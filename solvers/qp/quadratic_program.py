@@ -64,7 +64,7 @@ class QuadraticProgram:
         problem.P, problem.q, problem.G, problem.h = P, q, G, h
         problem.A, problem.b, problem.lb, problem.ub = A, b, lb, ub
         shape = q.shape[:-1]
-        for t, core in zip(data, CORE_NDIM.values(), strict=True):
+        for t, core in zip(data, DATA_NDIM, strict=True):
             if t is not None and t.shape[:-core] != shape:
                 shape = broadcast_shapes(shape, t.shape[:-core])
         problem.batch_shape = shape
