@@ -42,8 +42,12 @@ typedef struct {
     int factored;                /* whether T is the Cholesky factor of H_aa instead, in panels */
     double *inverse;             /* of the diagonal of that */
     double *direction, *column;  /* room for `stride` */
+    /* What the active rows span, as an orthonormal basis: the rows of T' M_a, or with H their
+       products with all rows, T' H_a, which say as much. One after the other, of length `span`. */
+    double *basis, *point;       /* point = basis' y, which is -u, or its products */
+    const double *image;         /* a row, or its products, where `project` found them */
+    long span;                   /* `n`, or with H `rows` */
     double *values, *u;          /* room for `rows` and `n` */
-    double *active;              /* without H: the active rows, one after the other */
 } ActiveSet;
 
 /* to += scale * from, of vectors filled up with zeros. */
@@ -66,73 +70,73 @@ INLINE void multiply_T(const ActiveSet *s, double *product, const double *b) {
 INLINE void clear(ActiveSet *s) {
     double *filled[] = {s->goal, s->sign, s->now, s->y};
     for (int i = 0; i < 4; i++) memset(filled[i], 0, s->stride * sizeof *filled[i]);
+    memset(s->point, 0, s->span * sizeof *s->point);
     s->count = s->fixed = s->factored = 0;
 }
 
-/* The values M u of all rows at the multipliers; returns the row that violates its ends most, or
-   -1 if none does by more than the tolerance. */
+/* The values M u of all rows where the active ones are met; returns the row that violates its ends
+   most, or -1 if none does by more than the tolerance. */
 INLINE long evaluate(ActiveSet *s) {
     double *values = s->values;
-    if (s->H) {
-        double *minus = s->column;
-        for (long i = 0; i < s->count; i++) minus[i] = -s->now[i];
-        combine(values, s->center, s->H, s->rows, s->row, minus, s->count, s->rows);
-    } else {
-        memset(s->u, 0, s->n * sizeof *s->u);
-        for (long i = 0; i < s->count; i++)
-            add_multiple(s->u, s->now[i], s->active + i * s->n, s->n);
-        multiply(values, s->M, s->u, s->rows, s->n);
-        for (long i = 0; i < s->rows; i++) values[i] = s->center[i] - values[i];
-    }
+    const double *products = s->H ? s->point : values;
+    if (!s->H) multiply(values, s->M, s->point, s->rows, s->n);
     vec worst = spread(s->tolerance);
     mask where = {0};
     where -= 1;
     for (long i = 0; i < s->rows; i += WIDTH) {
-        vec value = load(values + i);
+        vec value = load(s->center + i) - load(products + i);
+        store(values + i, value);
         vec violation = larger_number(value - load(s->upper + i), load(s->lower + i) - value);
         mask more = violation > worst, here = {0};
         worst = choose(more, violation, worst);
         where = ((here + i) & more) | (where & ~more);
     }
     double most = largest_number(worst);
-    for (int c = 0; c < WIDTH && most > s->tolerance; c++)
-        if (worst[c] == most) return where[c] + c;
-    return -1;
+    long found = -1;
+    for (int c = WIDTH - 1; c >= 0; c--) /* the first; nothing to guess for the processor */
+        found = worst[c] == most ? where[c] + c : found;
+    return most > s->tolerance ? found : -1;
 }
 
-/* T' H_aj for a row j, left in `column`; returns the squared distance to the active rows. */
+/* A row j in terms of the basis, left in `column`; returns the squared distance to its span. */
 INLINE double project(ActiveSet *s, long j) {
     double square;
-    double *products = s->direction;
-    memset(products, 0, padded(s->count) * sizeof *products);
+    memset(s->column, 0, padded(s->count) * sizeof *s->column);
     if (s->H) {
-        const double *H = s->H + j * s->rows;
-        for (long i = 0; i < s->count; i++) products[i] = H[s->row[i]];
-        square = H[j];
+        s->image = s->H + j * s->rows;
+        for (long i = 0; i < s->count; i++) s->column[i] = s->basis[i * s->span + j];
+        square = s->image[j];
     } else {
         const double *M = entry((double *)s->M, s->n, j, 0);
         for (long k = 0; k < s->n; k++) s->u[k] = M[k * WIDTH];
-        for (long i = 0; i < s->count; i++) products[i] = dot(s->active + i * s->n, s->u, s->n);
+        s->image = s->u;
+        for (long i = 0; i < s->count; i++) s->column[i] = dot(s->basis + i * s->span, s->u, s->n);
         square = dot(s->u, s->u, s->n);
     }
-    multiply_T_transposed(s, s->column, products);
     return square - dot(s->column, s->column, padded(s->count));
 }
 
 /* Add a row that was projected, active at `end` with the multiplier `now`. */
 INLINE void add(ActiveSet *s, long j, double sign, double distance, double end, double now) {
-    long k = s->count;
-    double *T = s->T + k * s->stride, scale = 1.0 / sqrt(distance);
-    double rest = s->center[j] - end - dot(s->column, s->y, padded(k));
-    multiply_T(s, T, s->column);
-    for (long i = 0; i < k; i++) T[i] *= -scale;
+    long k = s->count, span = s->span;
+    double *T = s->T + k * s->stride, *w = s->basis + k * span, *minus = s->column;
+    double scale = 1.0 / sqrt(distance);
+    double y = scale * (s->center[j] - end - dot(s->column, s->y, padded(k)));
+    for (long i = 0; i < k; i++) minus[i] = -s->column[i];
+    multiply_T(s, T, minus);
+    for (long i = 0; i < k; i++) T[i] *= scale;
     memset(T + k, 0, (s->stride - k) * sizeof *T);
     T[k] = scale;
-    s->y[k] = rest * scale;
-    add_multiple(s->goal, s->y[k], T, padded(k + 1));
+    combine(w, s->image, s->basis, span, NULL, minus, k, span);
+    for (long i = 0; i < span; i += WIDTH) {
+        vec unit = load(w + i) * scale;
+        store(w + i, unit);
+        store(s->point + i, load(s->point + i) + unit * y);
+    }
+    s->y[k] = y;
+    add_multiple(s->goal, y, T, padded(k + 1));
     s->row[k] = j, s->sign[k] = sign, s->now[k] = now;
     s->high[k] = s->upper[j], s->low[k] = s->lower[j];
-    if (!s->H) memcpy(s->active + k * s->n, s->u, s->n * sizeof *s->u);
     s->upper[j] = INFINITY, s->lower[j] = -INFINITY;
     s->count++;
 }
@@ -154,7 +158,7 @@ INLINE int activate(ActiveSet *s, long count) {
     clear(s);
     for (long i = 0; !s->H && i < count; i++) {
         const double *M = entry((double *)s->M, n, rows[i], 0);
-        for (long k = 0; k < n; k++) s->active[i * n + k] = M[k * WIDTH];
+        for (long k = 0; k < n; k++) s->basis[i * n + k] = M[k * WIDTH];
     }
     for (long i = 0; i < size; i++) {
         double *to = entry(s->T, size, i, 0);
@@ -162,7 +166,7 @@ INLINE int activate(ActiveSet *s, long count) {
             double product = i == k;
             if (i < count && k < count)
                 product = s->H ? s->H[rows[i] * s->rows + rows[k]]
-                               : dot(s->active + i * n, s->active + k * n, n);
+                               : dot(s->basis + i * n, s->basis + k * n, n);
             to[k * WIDTH] = product;
         }
         s->column[i] = 1.0;
@@ -182,6 +186,15 @@ INLINE void solve_active(ActiveSet *s, double *b, double *partial) {
     }
 }
 
+/* Columns a and b of a matrix in terms of others, at an angle to them. */
+INLINE void rotate(double *a, double *b, double cosine, double sine, long size) {
+    for (long r = 0; r < size; r += WIDTH) {
+        vec of_a = load(a + r), of_b = load(b + r);
+        store(a + r, of_a * cosine - of_b * sine);
+        store(b + r, of_b * cosine + of_a * sine);
+    }
+}
+
 /* Drop the k-th active row: rotations of the columns of T leave its row of T one entry, in the last
    column, and both go. */
 INLINE void drop(ActiveSet *s, long k) {
@@ -191,11 +204,9 @@ INLINE void drop(ActiveSet *s, long k) {
         double *a = s->T + i * stride, *b = a + stride;
         double length = sqrt(a[k] * a[k] + b[k] * b[k]);
         double cosine = b[k] / length, sine = a[k] / length, y = s->y[i];
-        for (long r = 0; r < padded(i + 2); r += WIDTH) {
-            vec of_a = load(a + r), of_b = load(b + r);
-            store(a + r, of_a * cosine - of_b * sine);
-            store(b + r, of_b * cosine + of_a * sine);
-        }
+        double *of_basis = s->basis + i * s->span;
+        rotate(a, b, cosine, sine, padded(i + 2));
+        rotate(of_basis, of_basis + s->span, cosine, sine, s->span);
         s->y[i] = cosine * y - sine * s->y[i + 1];
         s->y[i + 1] = cosine * s->y[i + 1] + sine * y;
     }
@@ -205,24 +216,18 @@ INLINE void drop(ActiveSet *s, long k) {
         T[i + 1] = 0.0;
         s->row[i] = s->row[i + 1], s->sign[i] = s->sign[i + 1], s->now[i] = s->now[i + 1];
         s->high[i] = s->high[i + 1], s->low[i] = s->low[i + 1];
-        if (!s->H) memcpy(s->active + i * s->n, s->active + (i + 1) * s->n, s->n * sizeof *s->u);
     }
     s->count = last;
     s->sign[last] = s->now[last] = 0.0;
     memset(s->goal, 0, stride * sizeof *s->goal);
     multiply_T(s, s->goal, s->y);
+    combine(s->point, NULL, s->basis, s->span, NULL, s->y, last, s->span);
 }
 
 /* Go along `direction` as far as the signs of the multipliers allow, but not beyond `limit`; returns
    the active row that stops it, or -1. What has the wrong sign by no more than `least` is let be. */
 INLINE long advance(ActiveSet *s, double least, double *limit) {
-    mask stopping = {0};
-    for (long i = 0; i < s->count; i += WIDTH) { /* most often none */
-        vec sign = load(s->sign + i), end = load(s->now + i) + load(s->direction + i) * *limit;
-        stopping |= sign * end < -least;
-    }
     long found = -1;
-    if (!any(stopping)) return found;
     for (long i = s->fixed; i < s->count; i++) {
         double slope = s->sign[i] * s->direction[i], room = s->sign[i] * s->now[i];
         if (slope < 0.0 && room + *limit * slope < -least) {
@@ -235,22 +240,32 @@ INLINE long advance(ActiveSet *s, double least, double *limit) {
     return found;
 }
 
+/* Go to where all active rows are met, or as far as the signs allow; returns what `advance` does. */
+INLINE long advance_to_goal(ActiveSet *s) {
+    mask wrong = {0};
+    for (long i = 0; i < s->count; i += WIDTH) wrong |= load(s->sign + i) * load(s->goal + i) < 0.0;
+    if (any(wrong)) { /* most often none */
+        double limit = 1.0;
+        for (long i = 0; i < s->count; i += WIDTH)
+            store(s->direction + i, load(s->goal + i) - load(s->now + i));
+        long found = advance(s, WRONG_SIGN * largest(s->goal, s->count), &limit);
+        if (found >= 0) return found;
+    }
+    for (long i = 0; i < s->count; i += WIDTH) store(s->now + i, load(s->goal + i));
+    return -1;
+}
+
 /* Go from one active set to the next until no row is violated. Returns whether that came to pass:
    not where rows contradict each other, and not within `iterations`, which is set to those used. */
 INLINE int walk(ActiveSet *s, long *iterations) {
     long most = *iterations;
     for (*iterations = 0; *iterations < most;) {
         ++*iterations;
-        /* To where the active rows are met, or as far as the signs allow. */
-        double limit = 1.0;
-        for (long i = 0; i < s->count; i += WIDTH)
-            store(s->direction + i, load(s->goal + i) - load(s->now + i));
-        long stopped = advance(s, WRONG_SIGN * largest(s->goal, s->count), &limit);
+        long stopped = advance_to_goal(s);
         if (stopped >= 0) {
             drop(s, stopped);
             continue;
         }
-        memcpy(s->now, s->goal, s->count * sizeof *s->now);
         long j = evaluate(s);
         if (j < 0) return 1;
         double sign = s->values[j] > s->upper[j] ? 1.0 : -1.0, now = 0.0, distance;
@@ -260,7 +275,7 @@ INLINE int walk(ActiveSet *s, long *iterations) {
             multiply_T(s, s->direction, s->column);
             for (long i = 0; i < s->count; i++)
                 s->direction[i] *= fabs(s->direction[i]) > ROUNDING ? -sign : 0.0;
-            limit = INFINITY;
+            double limit = INFINITY;
             stopped = advance(s, 0.0, &limit);
             if (stopped < 0) return 0;
             now += limit * sign;

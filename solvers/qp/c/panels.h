@@ -275,7 +275,7 @@ INLINE void solve_upper(double *w, const double *L, const double *inverse, long 
         for (int c = WIDTH - 1; c >= 0; c--) {
             double found = w[i + c] - sum(load(partial + (i + c) * WIDTH));
             const double *column = panel + (i + c) * WIDTH;
-            for (int d = c + 1; d < WIDTH; d++) found -= column[d] * w[i + d];
+            for (int d = WIDTH - 1; d > c; d--) found -= column[d] * w[i + d]; /* the latest last */
             w[i + c] = found * inverse[i + c];
         }
         vec solved = load(w + i);

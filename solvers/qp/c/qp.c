@@ -278,7 +278,8 @@ INLINE void lay_out_solving(Solving *s, Arena *arena, const Data *data, int with
     for (size_t i = 0; i < sizeof of_n / sizeof *of_n; i++) *of_n[i] = doubles(arena, n);
     for (size_t i = 0; i < sizeof of_rows / sizeof *of_rows; i++) *of_rows[i] = doubles(arena, rows);
     for (size_t i = 0; i < sizeof of_most / sizeof *of_most; i++) *of_most[i] = doubles(arena, padded(most));
-    set->active = with_gram ? NULL : doubles(arena, most * n);
+    set->span = with_gram ? rows - fixed : n;
+    set->basis = doubles(arena, most * set->span), set->point = doubles(arena, set->span);
     set->row = take(arena, most * sizeof(long));
     s->in_force = take(arena, (s->program.eliminated + most) * sizeof(long));
     s->weights = doubles(arena, s->program.eliminated + most);
@@ -542,8 +543,9 @@ INLINE int solve_one(
         out->s[i * m + k] = s->upper[place(t, p + k)] - s->Cx[place(t, p + k)];
     for (long k = 0; k < count; k++) {
         long row = place(t, k);
-        double nu = s->nu[row];
-        out->side[i * count + k] = nu > 0.0 ? 1 : nu < 0.0 ? -1 : s->lower[row] == s->upper[row];
+        int sign = (s->nu[row] > 0.0) - (s->nu[row] < 0.0);
+        /* Without a branch, which the processor could only guess. */
+        out->side[i * count + k] = sign + (!sign & (s->lower[row] == s->upper[row]));
     }
     return judge(s, eps_abs, eps_rel, out, i);
 }
