@@ -257,7 +257,7 @@ typedef struct {
     double *q, *lower, *upper;
     double *x, *nu;              /* the solution, and of the KKT system in general */
     double *r_x, *r_nu;          /* a right-hand side; entries of rows that are not active are not read */
-    double *w, *d, *l, *center;
+    double *w, *step, *d, *l, *center;
     double *Px, *Cx, *pull;      /* products with x and nu */
     double length;               /* of L' x, which bounds what unit rows make of it */
     long *in_force;              /* the eliminated rows and the active ones: where the program keeps */
@@ -270,7 +270,7 @@ INLINE void lay_out_solving(Solving *s, Arena *arena, const Data *data, int with
     ActiveSet *set = &s->set;
     long n = s->program.n, rows = s->program.rows, fixed = s->program.fixed;
     long most = data->n < rows - fixed ? data->n : rows - fixed;
-    double **of_n[] = {&s->q, &s->x, &s->r_x, &s->w, &s->Px, &s->pull, &set->u};
+    double **of_n[] = {&s->q, &s->x, &s->r_x, &s->w, &s->step, &s->Px, &s->pull, &set->u};
     double **of_rows[] = {&s->lower, &s->upper, &s->nu, &s->r_nu, &s->d, &s->l, &s->center, &s->Cx,
                           &set->upper, &set->lower, &set->values};
     double **of_most[] = {&set->sign, &set->high, &set->low, &set->now,
@@ -301,14 +301,29 @@ INLINE void *make_room(Solving *s, const Data *data, int with_gram) {
     return arena.start;
 }
 
+/* Multipliers l of unit rows, from those of the active set, which are in `now` and zero where no row
+   is active; of the eliminated ones from E^-1 d, in place of which they come. */
+INLINE void spread_multipliers(Solving *s, const double *now) {
+    Program *t = &s->program;
+    const ActiveSet *set = &s->set;
+    long fixed = t->fixed;
+    double *of_fixed = s->l, *of_rest = s->l + fixed;
+    memset(of_rest, 0, (t->rows - fixed) * sizeof *s->l);
+    for (long i = 0; i < set->count; i++) {
+        const double *X = entry(t->X, fixed, set->row[i], 0);
+        of_rest[set->row[i]] = now[i];
+        for (long k = 0; k < fixed; k++) of_fixed[k] -= X[k * WIDTH] * now[i];
+    }
+    solve_upper(of_fixed, t->E, t->E_inverse, fixed, t->partial);
+}
+
 /* Multipliers l of unit rows with M_a M_a' l_a = d_a, zero where a row is not active. */
 INLINE void solve_multipliers(Solving *s) {
     Program *t = &s->program;
     ActiveSet *set = &s->set;
     long fixed = t->fixed;
-    double *right = set->direction, *of_fixed = s->l, *of_rest = s->l + fixed;
+    double *right = set->direction, *of_fixed = s->l;
     memcpy(of_fixed, s->d, fixed * sizeof *s->l);
-    memset(of_rest, 0, (t->rows - fixed) * sizeof *s->l);
     solve_lower(of_fixed, t->E, t->E_inverse, fixed);
     memset(right, 0, set->stride * sizeof *right);
     for (long i = 0; i < set->count; i++) {
@@ -317,12 +332,7 @@ INLINE void solve_multipliers(Solving *s) {
         for (long k = 0; k < fixed; k++) right[i] -= X[k * WIDTH] * of_fixed[k];
     }
     solve_active(set, right, t->partial);
-    for (long i = 0; i < set->count; i++) {
-        const double *X = entry(t->X, fixed, set->row[i], 0);
-        of_rest[set->row[i]] = right[i];
-        for (long k = 0; k < fixed; k++) of_fixed[k] -= X[k * WIDTH] * right[i];
-    }
-    solve_upper(of_fixed, t->E, t->E_inverse, fixed, t->partial);
+    spread_multipliers(s, right);
 }
 
 /* Which rows are in force; returns how many. */
@@ -334,36 +344,44 @@ INLINE long list_rows_in_force(Solving *s) {
     return count;
 }
 
-/* Add to x and nu the solution of the KKT system for the right-hand side r_x, r_nu. */
-INLINE void solve_kkt(Solving *s, long count) {
+/* Add to x and nu what belongs to the multipliers l, with L^-1 r_x or r_x itself in w. */
+INLINE void add_step(Solving *s, long count) {
     Program *t = &s->program;
     if (t->W) {
-        memset(s->d, 0, t->fixed * sizeof *s->d);
-        for (long i = 0; i < count; i++) {
-            long row = s->in_force[i];
-            s->d[row] = dot(t->Q + row * t->n, s->r_x, t->n) - s->r_nu[row] / t->norm[row];
-        }
-        solve_multipliers(s);
         for (long i = 0; i < count; i++) {
             long row = s->in_force[i];
             s->weights[i] = s->l[row];
             s->nu[row] += s->l[row] / t->norm[row];
         }
-        combine(s->w, NULL, t->W, t->n, NULL, s->r_x, t->n, t->n);
         combine(s->pull, NULL, t->Q, t->n, s->in_force, s->weights, count, t->n);
-        for (long k = 0; k < t->n; k++) s->x[k] += s->w[k] - s->pull[k];
+        combine(s->step, NULL, t->W, t->n, NULL, s->w, t->n, t->n);
+        for (long k = 0; k < t->n; k++) s->x[k] += s->step[k] - s->pull[k];
         return;
     }
-    memcpy(s->w, s->r_x, t->n * sizeof *s->w);
-    solve_lower(s->w, t->L, t->inverse, t->n);
-    multiply(s->d, t->M, s->w, t->rows, t->n);
-    for (long i = 0; i < t->rows; i++) s->d[i] -= s->r_nu[i] / t->norm[i];
-    solve_multipliers(s);
     multiply_transposed(s->pull, t->M, s->l, t->rows, t->n);
     for (long k = 0; k < t->n; k++) s->w[k] -= s->pull[k];
     solve_upper(s->w, t->L, t->inverse, t->n, t->partial);
     for (long k = 0; k < t->n; k++) s->x[k] += s->w[k];
     for (long i = 0; i < t->rows; i++) s->nu[i] += s->l[i] / t->norm[i];
+}
+
+/* Add to x and nu the solution of the KKT system for the right-hand side r_x, r_nu. */
+INLINE void solve_kkt(Solving *s, long count) {
+    Program *t = &s->program;
+    memcpy(s->w, s->r_x, t->n * sizeof *s->w);
+    if (t->W) {
+        memset(s->d, 0, t->fixed * sizeof *s->d);
+        for (long i = 0; i < count; i++) {
+            long row = s->in_force[i];
+            s->d[row] = dot(t->Q + row * t->n, s->w, t->n) - s->r_nu[row] / t->norm[row];
+        }
+    } else {
+        solve_lower(s->w, t->L, t->inverse, t->n);
+        multiply(s->d, t->M, s->w, t->rows, t->n);
+        for (long i = 0; i < t->rows; i++) s->d[i] -= s->r_nu[i] / t->norm[i];
+    }
+    solve_multipliers(s);
+    add_step(s, count);
 }
 
 /* The products with the matrices at x and nu; C x perhaps for rows in force only. */
@@ -407,12 +425,19 @@ INLINE int leaves_something(Solving *s, long count) {
 }
 
 /* The solution of the KKT system, with one correction where rounding left something, and the
-   products with it; returns how many rows are in force. */
-INLINE long solve_kkt_well(Solving *s, int all_rows) {
+   products with it; returns how many rows are in force. Its beginning may be known: L^-1 r_x in w
+   and, as `spread_multipliers` takes them, multipliers in the active set and in d. */
+INLINE long solve_kkt_well(Solving *s, int is_begun, int all_rows) {
     long count = list_rows_in_force(s);
     memset(s->x, 0, s->program.n * sizeof *s->x);
     memset(s->nu, 0, s->program.rows * sizeof *s->nu);
-    solve_kkt(s, count);
+    if (is_begun) {
+        memcpy(s->l, s->d, s->program.fixed * sizeof *s->l);
+        spread_multipliers(s, s->set.now);
+        add_step(s, count);
+    } else {
+        solve_kkt(s, count);
+    }
     measure(s, count, all_rows);
     if (leaves_something(s, count)) {
         solve_kkt(s, count);
@@ -526,7 +551,7 @@ INLINE int solve_one(
         long row = t->fixed + set->row[k];
         s->r_nu[row] = set->sign[k] < 0.0 ? s->lower[row] : s->upper[row];
     }
-    long in_force = solve_kkt_well(s, 1);
+    long in_force = solve_kkt_well(s, 1, 1);
     /* Rounding may give a multiplier the other sign; whether it was only that shows in the residuals. */
     int changed = 0;
     for (long k = set->fixed; k < set->count; k++) {
@@ -635,7 +660,7 @@ INLINE int solve_adjoint(Solving *s, const Data *data, const Adjoint *task, doub
     for (int j = 0; j < 3; j++)
         for (long row = first[j]; g[j] && row < first[j + 1]; row++)
             if (side[row] && s->kept[row] >= 0) s->r_nu[s->kept[row]] = -g[j][row - first[j]];
-    solve_kkt_well(s, 0);
+    solve_kkt_well(s, 0, 0);
     memcpy(a, s->x, n * sizeof *a);
     for (long row = 0; row < count; row++)
         if (s->kept[row] >= 0) a[n + row] = s->nu[s->kept[row]];
