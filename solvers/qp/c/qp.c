@@ -250,6 +250,16 @@ INLINE int prepare(Program *t, const Data *data, long i) {
 
 /* --- the KKT system on the active rows ---------------------------------------------------------- */
 
+/* Elements whose outer products are not in their sums yet: each row of those is fetched and stored
+   once for SOME of them. */
+enum { SOME = 8 };
+
+typedef struct {
+    long count;
+    double *x, *a_x;             /* one after the other, filled up with zeros */
+    double *of_x, *of_a;         /* for each row of the sums, what they are multiplied by */
+} Waiting;
+
 /* Room for the vectors of one program. */
 typedef struct {
     Program program;
@@ -263,9 +273,13 @@ typedef struct {
     long *in_force;              /* the eliminated rows and the active ones: where the program keeps */
     double *weights;             /*   them, and room for a number each */
     long *kept;                  /* where `prepare_active` keeps the user's rows; -1 for nowhere */
+    double *adjoint;
+    Waiting waiting;
 } Solving;
 
-INLINE void lay_out_solving(Solving *s, Arena *arena, const Data *data, int with_gram) {
+INLINE void lay_out_solving(
+    Solving *s, Arena *arena, const Data *data, int with_gram, int with_sums
+) {
     lay_out_program(&s->program, arena, data, with_gram);
     ActiveSet *set = &s->set;
     long n = s->program.n, rows = s->program.rows, fixed = s->program.fixed;
@@ -284,18 +298,24 @@ INLINE void lay_out_solving(Solving *s, Arena *arena, const Data *data, int with
     s->in_force = take(arena, (s->program.eliminated + most) * sizeof(long));
     s->weights = doubles(arena, s->program.eliminated + most);
     s->kept = take(arena, (data->p + data->m + data->boxes) * sizeof(long));
+    s->adjoint = doubles(arena, data->n + data->p + data->m + data->boxes);
+    long some = with_sums ? SOME : 0, of_sums = data->n + data->p + data->m;
+    s->waiting = (Waiting){
+        0, doubles(arena, some * n), doubles(arena, some * n),
+        doubles(arena, some * of_sums), doubles(arena, some * of_sums),
+    };
     set->T = doubles(arena, padded(most) * padded(most));
     set->rows = rows - fixed, set->n = n, set->most = most, set->stride = padded(most);
     set->M = s->program.M + fixed * n, set->H = s->program.H, set->center = s->center + fixed;
 }
 
 /* Room for one program at a time; NULL if there is no memory. */
-INLINE void *make_room(Solving *s, const Data *data, int with_gram) {
+INLINE void *make_room(Solving *s, const Data *data, int with_gram, int with_sums) {
     Arena arena = {NULL, 0};
-    lay_out_solving(s, &arena, data, with_gram);
+    lay_out_solving(s, &arena, data, with_gram, with_sums);
     arena = (Arena){aligned_alloc(64, arena.used), 0};
     if (!arena.start) return NULL;
-    lay_out_solving(s, &arena, data, with_gram);
+    lay_out_solving(s, &arena, data, with_gram, with_sums);
     memset(s->program.P, 0, s->program.n * s->program.n * sizeof(double));
     memset(s->program.C, 0, s->program.rows * s->program.n * sizeof(double));
     return arena.start;
@@ -580,7 +600,7 @@ void FOR(optlayers_qp_solve, LEVEL)(Job *job) {
     const Data *data = &job->data;
     const Solution *out = &job->task.solution;
     Solving s;
-    void *room = make_room(&s, data, gram_pays(data, data->p + data->m + data->boxes));
+    void *room = make_room(&s, data, gram_pays(data, data->p + data->m + data->boxes), 0);
     int64_t unsettled = 0;
     for (long i, high; room && take_piece(job, &i, &high) >= 0;)
         for (; i < high; i++) {
@@ -712,24 +732,31 @@ INLINE void pull_back(const Data *data, const Adjoint *task, double *a, long i) 
     }
 }
 
-/* Add an element's gradients of P, A and G to the sums of its piece, which are under each other in
-   rows filled up to a multiple of eight. That of P is a_x x', whose symmetric part it is. */
-INLINE void add_to_sums(
-    Solving *s, const Data *data, const Adjoint *task, const double *a, long piece, long i
+/* Add the gradients of P, A and G by the elements that wait to the sums of their piece, which are
+   under each other in rows filled up to a multiple of eight. That of P is a_x x', whose symmetric
+   part it is. */
+INLINE void add_waiting(Waiting *t, const Data *data, double *sums, long piece) {
+    long n = data->n, size = padded(n), rows = n + data->p + data->m, stride = (n + 7) / 8 * 8;
+    for (long r = 0; r < rows; r++) {
+        double *row = sums + (piece * rows + r) * stride;
+        combine(row, row, t->x, size, NULL, t->of_x + r * SOME, t->count, size);
+        if (r >= n) combine(row, row, t->a_x, size, NULL, t->of_a + r * SOME, t->count, size);
+    }
+    t->count = 0;
+}
+
+INLINE void wait_for_others(
+    Waiting *t, const Data *data, const Adjoint *task, const double *a, long i
 ) {
-    long n = data->n, p = data->p, m = data->m, stride = (n + 7) / 8 * 8;
-    const double *solution[] = {NULL, at(task->y, i), at(task->z, i)};
-    long first[] = {0, n, n + p, n + p + m};
-    double *x = s->w, *a_x = s->Px, *sums = task->sums + piece * first[3] * stride;
+    long n = data->n, p = data->p, m = data->m, size = padded(n), e = t->count++;
+    const double *y = at(task->y, i), *z = at(task->z, i);
+    double *x = t->x + e * size, *a_x = t->a_x + e * size;
     memcpy(x, at(task->x, i), n * sizeof *x);
     memcpy(a_x, a, n * sizeof *a_x);
-    for (long k = n; k < s->program.n; k++) x[k] = a_x[k] = 0.0;
-    for (int j = 0; j < 3; j++)
-        for (long r = first[j]; r < first[j + 1]; r++) {
-            double *row = sums + r * stride, other = j ? solution[j][r - first[j]] : 0.0;
-            if (a[r] != 0.0) add_multiple(row, a[r], x, s->program.n);
-            if (other != 0.0) add_multiple(row, other, a_x, s->program.n);
-        }
+    for (long k = n; k < size; k++) x[k] = a_x[k] = 0.0;
+    for (long r = 0; r < n + p + m; r++) t->of_x[r * SOME + e] = a[r];
+    for (long r = 0; r < p; r++) t->of_a[(n + r) * SOME + e] = y[r];
+    for (long r = 0; r < m; r++) t->of_a[(n + p + r) * SOME + e] = z[r];
 }
 
 /* Gradients; those of elements that have no regular KKT matrix are zero. */
@@ -738,20 +765,22 @@ void FOR(optlayers_qp_adjoint, LEVEL)(Job *job) {
     const Adjoint *task = &job->task.adjoint;
     Solving s;
     long size = data->n + data->p + data->m + data->boxes;
-    void *room = make_room(&s, data, !shared(data) || gram_pays(data, size - data->n));
-    double *own = task->a ? NULL : malloc(size * sizeof *own);
-    int ready = room && (own || task->a);
+    int with_gram = !shared(data) || gram_pays(data, size - data->n);
+    void *room = make_room(&s, data, with_gram, task->sums != NULL);
     int64_t singular = 0;
-    for (long i, high, piece; ready && (piece = take_piece(job, &i, &high)) >= 0;)
+    for (long i, high, piece; room && (piece = take_piece(job, &i, &high)) >= 0;) {
         for (; i < high; i++) {
-            double *a = own ? own : task->a + i * size;
+            double *a = task->a ? task->a + i * size : s.adjoint;
             task->singular[i] = !solve_adjoint(&s, data, task, a, i);
             singular += task->singular[i];
             pull_back(data, task, a, i);
-            if (task->sums) add_to_sums(&s, data, task, a, piece, i);
+            if (!task->sums || task->singular[i]) continue;
+            wait_for_others(&s.waiting, data, task, a, i);
+            if (s.waiting.count == SOME) add_waiting(&s.waiting, data, task->sums, piece);
         }
-    free(own);
+        if (task->sums) add_waiting(&s.waiting, data, task->sums, piece);
+    }
     free(room);
     __atomic_fetch_add(&job->left_over, singular, __ATOMIC_RELAXED);
-    if (!ready) __atomic_store_n(&job->no_memory, 1, __ATOMIC_RELAXED);
+    if (!room) __atomic_store_n(&job->no_memory, 1, __ATOMIC_RELAXED);
 }
