@@ -13,8 +13,8 @@ def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
     Raises:
         ValueError: If the shapes do not broadcast.
     """
-    first = shapes[0] if shapes else ()
-    if all(shape == first for shape in shapes):  # as most often
+    first = max(shapes, key=len, default=())
+    if all(shape == first or not shape for shape in shapes):  # as most often
         return torch.Size(first)
     return torch.Size(np.broadcast_shapes(*map(tuple, shapes)))
 

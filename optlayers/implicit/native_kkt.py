@@ -54,14 +54,12 @@ def pull_back_natively(
     n, rows = x.shape[-1], side.shape[-1]
     by_all = all(t.shape[:-2].numel() == 1 for _, t in shared) and n * (n + rows) <= MOST_SUMS
     given = [*cotangents, None, None][:6]
-    grads, a, sums, singular = native.adjoint(
-        data, solution, side, given, own, bool(shared) and not by_all, bool(shared) and by_all
+    summed = [False] * 8
+    for i, _ in shared if by_all else ():
+        summed[i] = True
+    grads, a, singular = native.adjoint(
+        data, solution, side, given, own, bool(shared) and not by_all, summed
     )
-    if sums is not None:
-        of_P, of_A, of_G = sums.split([n, *(t.shape[-1] for t in solution[1:3])])
-        found = {0: 0.5 * (of_P + of_P.mT), 2: of_G, 4: of_A}
-        for i, t in shared:
-            grads[i] = found[i].clone().reshape(t.shape)
     if a is not None:
         _, y, z, _ = solution
         a_x, a_y, a_z, _ = a.split([t.shape[-1] for t in solution], -1)
@@ -71,7 +69,7 @@ def pull_back_natively(
             grads[i] = product if i else 0.5 * product  # P is symmetric
     for i, (t, g) in enumerate(zip(data, grads, strict=True)):
         if t is not None and g is not None and g.shape != t.shape:
-            grads[i] = sum_to(g, t.shape)
+            grads[i] = g.reshape(t.shape) if summed[i] else sum_to(g, t.shape)
     if singular is not None:
         _add_others(grads, singular, data, solution, side, given, elsewhere)
     return grads + [None] * (len(needed) - 8)

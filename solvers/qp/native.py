@@ -25,7 +25,7 @@ from .solver import Outcome
 
 LIBRARY = Path(__file__).parent / "c" / "native.so"
 # The form of the structures, which the library must confirm.
-INTERFACE = 5
+INTERFACE = 6
 # Variables and rows, together: larger problems belong to libraries whose linear algebra works in
 # blocks for the outer caches, and would need 100 MB a thread.
 LARGEST = 4000
@@ -107,14 +107,14 @@ class _Call:
             eps_rel: Relative tolerance, where there is one.
         """
         job = bytearray(
-            struct.pack(f"5q2d{len(words)}q", 0, 0, self.pieces, 0, 0, eps_abs, eps_rel, *words)
+            struct.pack(f"6q2d{len(words)}q", 0, 0, self.pieces, 0, 0, 0, eps_abs, eps_rel, *words)
         )
         address = ctypes.addressof(ctypes.c_char.from_buffer(job))
         if self.threads > 1:
             _threads.work_together(function, address, self.threads)
         else:
             function(address)
-        left_over, no_memory = struct.unpack_from("2q", job, 3 * 8)
+        left_over, no_memory = struct.unpack_from("2q", job, 4 * 8)
         if no_memory:
             raise MemoryError(f"no memory for a quadratic program with {self.sizes[0]} variables.")
         return left_over  # type: ignore[no-any-return]
@@ -162,8 +162,8 @@ def adjoint(
     cotangents: Sequence[Tensor | None],
     wanted: Sequence[bool],
     with_adjoint: bool = False,
-    with_sums: bool = False,
-) -> tuple[list[Tensor | None], Tensor | None, Tensor | None, Tensor | None]:
+    summed: Sequence[bool] = (False,) * 8,
+) -> tuple[list[Tensor | None], Tensor | None, Tensor | None]:
     r"""Gradients of each element, from the KKT conditions on its active rows.
 
     Args:
@@ -171,17 +171,16 @@ def adjoint(
         solution: ``x, y, z, z_box``, each ``(*batch, ...)``.
         side: ``(*batch, rows)``, 8-bit integers: 0 where a row is not active.
         cotangents: Of ``x, y, z, z_box, s, objective``; None for zero.
-        wanted: Which gradients to make.
+        wanted: Which gradients to make for each element.
         with_adjoint: Whether to return what outer products are made of.
-        with_sums: Whether to return gradients of matrices that the whole batch shares.
+        summed: Of which matrices to make the sum of the gradients over the batch.
 
     Returns:
-        Gradients ``(*batch, ...)``, None for those not wanted; :math:`a` with shape
-        ``(*batch, n + rows)``: the gradient of ``G`` is :math:`a_z x^\top + z a_x^\top`; the sums
-        over the batch of those of ``P``, ``A`` and ``G`` under each other ``(n + p + m, n)``, where
-        only the symmetric part of the first counts; and which elements have a KKT matrix that is
-        nearly singular, boolean ``(B)``, or None if none has: other methods have to look there, and
-        all of the above is zero.
+        Gradients ``(*batch, ...)``, or without the batch's dimensions, None for those not wanted;
+        :math:`a` with shape ``(*batch, n + rows)``: the gradient of ``G`` is
+        :math:`a_z x^\top + z a_x^\top`; and which elements have a KKT matrix that is nearly
+        singular, boolean ``(B)``, or None if none has: other methods have to look there, and all of
+        the above is zero.
     """
     x, y, z, z_box = (t.contiguous() for t in solution)
     shape = side.shape[:-1]
@@ -194,18 +193,20 @@ def adjoint(
     side = side.contiguous()
     cores = (n, n), (n,), (m, n), (m,), (p, n), (p,), (n,), (n,)
     grads = [
-        doubles(*shape, *core) if want else None for want, core in zip(wanted, cores, strict=True)
+        doubles(*shape, *core) if want else doubles(*core) if total else None
+        for want, total, core in zip(wanted, summed, cores, strict=True)
     ]
     a = doubles(*shape, n + p + m + boxes) if with_adjoint else None
     sums = None
-    if with_sums:  # compiled code wants it to begin where registers do, as torch's memory does
+    if any(summed):  # compiled code wants it to begin where registers do, as torch's memory does
         sums = torch.zeros(call.pieces, n + p + m, (n + 7) // 8 * 8, dtype=torch.float64)
     singular = torch.from_numpy(np.empty(call.batch, np.bool_))
     words += (x.data_ptr(), n, y.data_ptr(), p, z.data_ptr(), m, z_box.data_ptr(), boxes)
     words += (side.data_ptr(), *part(of_x, 1), *part(of_y, 1), *part(of_z, 1), *part(of_box, 1))
     words += (*part(of_s, 1), *part(of_value, 0))
-    words += (*[0 if t is None else t.data_ptr() for t in (*grads, a, sums)], singular.data_ptr())
+    own = [g if want else None for g, want in zip(grads, wanted, strict=True)]
+    totals = [grads[i] if summed[i] else None for i in (0, 2, 4)]
+    words += tuple([0 if t is None else t.data_ptr() for t in (*own, a, sums, *totals)])
+    words += (singular.data_ptr(),)
     some = call.run(library().optlayers_qp_adjoint, words)
-    if sums is not None:
-        sums = sums.sum(0)[:, :n]
-    return grads, a, sums, singular if some else None
+    return grads, a, singular if some else None

@@ -55,6 +55,7 @@ typedef struct {
     double *P, *q, *G, *h, *A, *b, *lb, *ub;         /* gradients; NULL for those not wanted */
     double *a;                                       /* for sums of outer products; or NULL */
     double *sums;                                    /* such sums over each piece; or NULL */
+    double *sum_P, *sum_G, *sum_A;                   /* gradients that they give; NULL if not wanted */
     int8_t *singular;                                /* where there is no regular KKT matrix */
 } Adjoint;
 
@@ -62,6 +63,7 @@ typedef struct {
 typedef struct {
     int64_t done;            /* when the first thread found nothing left, by the monotonic clock, in ns */
     int64_t next, pieces;    /* the first piece that nobody has taken, and how many there are */
+    int64_t finished;        /* how many of them are done, where somebody asks */
     int64_t left_over;       /* elements that are unsettled or singular */
     int64_t no_memory;
     double eps_abs, eps_rel;
@@ -759,6 +761,18 @@ INLINE void wait_for_others(
     for (long r = 0; r < m; r++) t->of_a[(n + p + r) * SOME + e] = z[r];
 }
 
+/* The gradients of P, A and G, from the sums of all pieces, in their order. */
+INLINE void add_pieces(const Data *data, const Adjoint *task, long pieces) {
+    long n = data->n, p = data->p, m = data->m, stride = (n + 7) / 8 * 8, size = (n + p + m) * stride;
+    double *sums = task->sums;
+    for (long piece = 1; piece < pieces; piece++) add_multiple(sums, 1.0, sums + piece * size, size);
+    for (long i = 0; task->sum_P && i < n; i++)
+        for (long k = 0; k < n; k++)
+            task->sum_P[i * n + k] = 0.5 * (sums[i * stride + k] + sums[k * stride + i]);
+    for (long i = 0; task->sum_A && i < p; i++) copy(task->sum_A, sums + (n + i) * stride, i, n);
+    for (long i = 0; task->sum_G && i < m; i++) copy(task->sum_G, sums + (n + p + i) * stride, i, n);
+}
+
 /* Gradients; those of elements that have no regular KKT matrix are zero. */
 void FOR(optlayers_qp_adjoint, LEVEL)(Job *job) {
     const Data *data = &job->data;
@@ -778,7 +792,10 @@ void FOR(optlayers_qp_adjoint, LEVEL)(Job *job) {
             wait_for_others(&s.waiting, data, task, a, i);
             if (s.waiting.count == SOME) add_waiting(&s.waiting, data, task->sums, piece);
         }
-        if (task->sums) add_waiting(&s.waiting, data, task->sums, piece);
+        if (!task->sums) continue;
+        add_waiting(&s.waiting, data, task->sums, piece);
+        if (__atomic_add_fetch(&job->finished, 1, __ATOMIC_ACQ_REL) == job->pieces)
+            add_pieces(data, task, job->pieces);
     }
     free(room);
     __atomic_fetch_add(&job->left_over, singular, __ATOMIC_RELAXED);

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from optlayers.solvers import Automatic, ProximalInteriorPoint, QuadraticProgram, Solution, Status
 from solvers.qp import native
+from solvers.qp.quadratic_program import DATA_NDIM
 from solvers.qp.solver import Outcome
 from tests.solvers.qp.problems import Uncompiled, tensor
 
@@ -158,7 +159,7 @@ def test_no_memory() -> None:
     call = native._Call(torch.Size([2]), 3, 0, 1, 0)
 
     def without_memory(job: int) -> None:
-        ctypes.c_int64.from_address(job + 4 * 8).value = 1
+        ctypes.c_int64.from_address(job + 5 * 8).value = 1
 
     with pytest.raises(MemoryError, match="3 variables"):
         call.run(without_memory, ())
@@ -335,12 +336,12 @@ def test_no_derivative_where_active_rows_depend_on_each_other() -> None:
     solution = (found.x, found.y, found.z, found.z_box)
     ones = torch.ones_like(found.x)
     wanted = [True] * 6 + [False] * 2
-    grads, _, _, singular = native.adjoint(data, solution, side, [ones, *[None] * 5], wanted)
+    grads, _, singular = native.adjoint(data, solution, side, [ones, *[None] * 5], wanted)
     assert singular is not None
     assert singular.tolist() == [False, True, False]
     assert all(t is None or (t[0].any() and not t[1].any()) for t in grads)
     ones[1] = 0.0  # where nobody asks there is nothing to solve
-    assert native.adjoint(data, solution, side, [ones, *[None] * 5], wanted)[3] is None
+    assert native.adjoint(data, solution, side, [ones, *[None] * 5], wanted)[2] is None
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -351,18 +352,22 @@ def test_what_outer_products_are_made_of(shared: bool, many: bool) -> None:
     data = [getattr(problem, field.name) for field in fields(problem)]
     solution = (found.x, found.y, found.z, found.z_box)
     cotangents: list[Tensor | None] = [torch.ones_like(found.x), *[None] * 5]
-    given = data, solution, found.side, cotangents, [True] * 8
-    grads, a, sums, singular = native.adjoint(*given, with_adjoint=True, with_sums=True)
+    given = data, solution, found.side, cotangents
+    wanted = [t is not None for t in data]
+    grads, a, singular = native.adjoint(*given, wanted, with_adjoint=True)
     assert singular is None
     assert a is not None
-    assert sums is not None
     a_x, _, a_z, _ = a.split([5, 2, found.z.shape[1], 0], -1)
     expected = a_z[..., None] * found.x[:, None] + found.z[..., None] * a_x[:, None]
     torch.testing.assert_close(grads[2], expected, rtol=0, atol=1e-14)
     torch.testing.assert_close(grads[1], a_x, rtol=0, atol=1e-14)
-    of_P, of_A, of_G = sums.split([5, 2, found.z.shape[1]])
-    summed = 0.5 * (of_P + of_P.mT), of_G, of_A
-    for place, total in zip((0, 2, 4), summed, strict=True):
-        gradient = grads[place]
-        assert gradient is not None
-        torch.testing.assert_close(total, gradient.sum(0), rtol=0, atol=1e-13)
+    # Of matrices that all share, the sums alone.
+    summed = [core == 2 for core in DATA_NDIM]
+    own = [want and not total for want, total in zip(wanted, summed, strict=True)]
+    totals, *_ = native.adjoint(*given, own, summed=summed)
+    for total, gradient, one in zip(totals, grads, summed, strict=True):
+        if gradient is None:
+            assert total is None
+            continue
+        expected = gradient.sum(0) if one else gradient
+        torch.testing.assert_close(total, expected, rtol=0, atol=1e-13)
