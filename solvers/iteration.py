@@ -5,7 +5,7 @@ which samples still run; all it remembers are local variables. Samples never wai
 be right: what a sample ends with is recorded when it stops, whatever the method does to it later.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,6 +22,8 @@ LOOSE = 100.0
 # Improvement by less than this factor while patience lasts, near the tolerance, is none: rounding.
 LEAST_PROGRESS = 0.99
 STEPS_BETWEEN_CHECKS = 8  # where asking makes a device wait for the host
+FEW = 16  # numbers that are looked at one by one in less time than a call of numpy takes
+TINY = torch.finfo(torch.float64).tiny
 
 
 class Iterate(NamedTuple):
@@ -43,23 +45,7 @@ class Iterate(NamedTuple):
     scale: Tensor | None = None
 
 
-class Steps(NamedTuple):
-    """Several iterates in a row, between which the method asked nobody: asking may cost more.
-
-    What follows the step with which the last sample is done is not looked at.
-
-    Attributes:
-        x: As many tensors ``(B, n)``.
-        error: As of one iterate ``(steps, B)``, an array on a CPU.
-        scale: As of one iterate ``(steps, B)``, the same.
-    """
-
-    x: Sequence[Tensor]
-    error: Any
-    scale: Any
-
-
-Iterates = Generator[Iterate | Steps, Tensor, None]
+Iterates = Generator[Iterate, Tensor, None]
 
 
 class Run(NamedTuple):
@@ -134,125 +120,131 @@ class IterativeSolver:
         while not record.looks_at(it):
             it = iterates.send(record.everyone if record.together else record.mask())
         iterates.close()
-        return record.run(() if isinstance(it, Steps) else it.kept)
+        return record.run(it)
 
 
 class _Record:
     """What became of every sample so far; one number a sample.
+
+    Most often all samples run and get better in every step, and are there in the same one. As long
+    as that is so, on a CPU, a step leaves nothing but its iterate, and its errors relative to the
+    tolerances; only when something else happens it is written down for each sample.
 
     Args:
         solver: Says when to stop.
         first: The first iterate.
     """
 
-    def __init__(self, solver: IterativeSolver, first: Iterate | Steps) -> None:
-        steps = _steps(first)
-        x = steps.x[0]
+    def __init__(self, solver: IterativeSolver, first: Iterate) -> None:
+        x, count = first.x, len(first.x)
         self.solver = solver
         self.eps_abs, self.eps_rel = solver.tolerances(x.dtype)
-        # On a CPU numpy does in a fraction of the time what little there is to do with numbers.
+        # On a CPU numpy does in a fraction of the time what little there is to do with numbers, and
+        # a loop over a few of them in a fraction of that.
         self.on_cpu = x.device.type == "cpu"
-        xp: Any = np if self.on_cpu else torch
-        self.xp = xp
-        count, dtype = len(x), steps.error.dtype
-        like: dict[str, Any] = {} if self.on_cpu else {"device": x.device}
-        self.best, self.best_value = x, None if isinstance(first, Steps) else first.value
-        self.best_ratio = self.before = self.best_error = (
-            xp.zeros(count, dtype=dtype, **like) + xp.inf
-        )
-        self.iterations = xp.zeros(count, dtype=xp.int64, **like)
-        self.running = self.best_ratio > 0.0
-        self.converged = self.lost = ~self.running
+        self.few = self.on_cpu and count <= FEW
         self.everyone = torch.ones(count, dtype=torch.bool, device=x.device)
-        self.errors: list[Tensor] = []
-        # As long as all samples run, and nothing is written down.
         recorded = solver.verbose or solver.keep_history
         self.together = self.on_cpu and not recorded and count > 0
         self.k = 0  # the number of the next step
+        # The last step in which nothing happened, and how many there were since one was written.
+        self.last, self.quiet = first, 0
+        self.ratios: Any = [np.inf] * count if self.few else np.full(count, np.inf)
+        self.before = self.ratios  # when one last looked back
+        self.all_there = self.written = False
+        self.errors: list[Tensor] = []
 
     def mask(self) -> Tensor:
         """Who still runs."""
-        return torch.as_tensor(self.running)
+        return self.everyone if self.together else torch.as_tensor(self.running)
 
-    def looks_at(self, it: Iterate | Steps) -> bool:
+    def looks_at(self, it: Iterate) -> bool:
         """Take account of what comes next; whether that was all."""
-        steps, value = _steps(it), None if isinstance(it, Steps) else it.value
-        tolerances = self.eps_abs + self.eps_rel * steps.scale
-        for i in range(self._skips(steps, tolerances, value), len(steps.x)):
-            if self._looks_closely(steps.x[i], steps.error[i], tolerances[i], value):
-                return True
-        return False
+        scale = torch.linalg.vector_norm(it.x, dim=-1) if it.scale is None else it.scale
+        if self.together and self.k < self.solver.max_iter and self._nothing_happens(it, scale):
+            self.last = it
+            return self.all_there
+        self._write_down()
+        return self._looks_closely(it, self.eps_abs + self.eps_rel * exact(scale))
 
-    def _skips(self, steps: Steps, tolerances: Any, value: Tensor | None) -> int:
-        """Over how many of the steps, as nothing happened there.
-
-        Most often all samples are better than before and none is there: then little is to do.
-        """
-        most = min(len(steps.x), self.solver.max_iter - self.k)
-        if not self.together or most <= 0:
-            return 0
-        ratios = steps.error / tolerances
-        bounds: Any
-        if self.solver.keeps_last:
-            bounds = np.inf
-        elif len(steps.x) == 1:
-            bounds = self.best_ratio
-        else:
-            bounds = np.concatenate((self.best_ratio[None], ratios[:-1]))
-        quiet = (ratios > 1.0) & (ratios < bounds)
-        if not np.logical_and.reduce(quiet, axis=None):
-            most = min(most, int(quiet.all(-1).argmin()))
-        for looks_back in range(self._until_looking_back(), most, self.solver.patience):
-            if self._stuck(ratios[looks_back]).any():
-                most = looks_back
-                break
-            self.before = ratios[looks_back]
-        if most:
-            last = most - 1
-            self.best, self.best_value = steps.x[last], value
-            self.best_error, self.best_ratio = steps.error[last], ratios[last]
-            self.iterations += most
-            self.k += most
-        return most
-
-    def _until_looking_back(self) -> int:
+    def _looks_back(self) -> bool:
         patience = self.solver.patience
-        return patience - 1 - self.k % patience
+        return self.k % patience == patience - 1
 
-    def _stuck(self, best_ratio: Any) -> Any:
-        """Who made no progress for a while, near the tolerance."""
-        return (best_ratio > LEAST_PROGRESS * self.before) & (best_ratio <= LOOSE)
+    def _nothing_happens(self, it: Iterate, scale: Tensor) -> bool:
+        """Whether all samples are better than before and none is there, or all are."""
+        eps_abs, eps_rel, best = self.eps_abs, self.eps_rel, self.ratios
+        if self.few:
+            pairs = zip(it.error.tolist(), scale.tolist(), strict=True)
+            ratios: Any = [error / (eps_abs + eps_rel * size or TINY) for error, size in pairs]
+            if self.solver.keeps_last:
+                best = [np.inf] * len(ratios)
+            quiet = all(1.0 < r < bound for r, bound in zip(ratios, best, strict=True))
+            self.all_there = not quiet and all(0.0 < r < 1.0 for r in ratios)
+        else:
+            ratios = exact(it.error) / (eps_abs + eps_rel * exact(scale))
+            better = ratios < (np.inf if self.solver.keeps_last else best)
+            quiet = bool(np.logical_and.reduce(better & (ratios > 1.0)))
+            self.all_there = not quiet and bool(((ratios > 0.0) & (ratios < 1.0)).all())
+        if quiet and self._looks_back():
+            quiet = not np.any(_stuck(np.asarray(ratios), np.asarray(self.before)))
+            self.before = ratios
+        if quiet:
+            self.ratios, self.quiet, self.k = ratios, self.quiet + 1, self.k + 1
+        return quiet or self.all_there
 
-    def _looks_closely(self, x: Tensor, error: Any, tolerance: Any, value: Tensor | None) -> bool:
+    def _write_down(self) -> None:
+        """What has become of each sample in the steps in which nothing happened."""
+        xp, last = np if self.on_cpu else torch, self.last
+        self.xp: Any = xp
+        if not self.written:
+            self.written = True
+            self.best, self.best_value = last.x, last.value
+            self.best_error = xp.full_like(plain(last.error), xp.inf)
+            self.best_ratio = xp.full_like(exact(last.error), xp.inf)
+            self.iterations = xp.zeros_like(self.best_ratio, dtype=xp.int64)
+            self.running = self.best_ratio > 0.0
+            self.converged = self.lost = ~self.running
+        if self.quiet:
+            self.best, self.best_value = last.x, last.value
+            self.best_error, self.best_ratio = plain(last.error), np.asarray(self.ratios)
+            self.iterations = self.iterations + self.quiet
+            self.quiet = 0
+
+    def _looks_closely(self, it: Iterate, tolerance: Any) -> bool:
         """Take account of one step; whether it was the last one."""
         xp, k, solver = self.xp, self.k, self.solver
-        ratio = error / tolerance.clip(torch.finfo(x.dtype).tiny)
+        error = plain(it.error)
+        ratio = exact(it.error) / tolerance.clip(torch.finfo(it.x.dtype).tiny)
         finite = xp.isfinite(error) & xp.isfinite(tolerance)  # the norm of x may overflow
         better = self.running & finite
         if not solver.keeps_last:
             better = better & (ratio < self.best_ratio)
         if self.on_cpu and better.all():
-            self.best, self.best_value = x, value
+            self.best, self.best_value = it.x, it.value
             self.best_error, self.best_ratio = error, ratio
         else:
             mask = torch.as_tensor(better)
-            self.best = torch.where(mask[:, None], x, self.best)
+            self.best = torch.where(mask[:, None], it.x, self.best)
             self.best_error = xp.where(better, error, self.best_error)
             self.best_ratio = xp.where(better, ratio, self.best_ratio)
-            if value is not None and self.best_value is not None:
-                self.best_value = torch.where(mask, value, self.best_value)
+            if it.value is not None and self.best_value is not None:
+                self.best_value = torch.where(mask, it.value, self.best_value)
         arrived = self.running & finite & (error <= tolerance)
         self.converged = self.converged | arrived
         self.lost = self.lost | (self.running & xp.isnan(error))
         self.running = self.running & ~(arrived | self.lost)
-        if self._until_looking_back() == 0:
-            self.running = self.running & ~self._stuck(self.best_ratio)
+        if self._looks_back():
+            before = np.asarray(self.before) if self.on_cpu else self.before
+            self.running = self.running & ~_stuck(self.best_ratio, before)
             self.before = self.best_ratio
         self.together = self.together and bool(self.running.all())
+        if self.together:
+            self.ratios = self.best_ratio.tolist() if self.few else self.best_ratio
         if solver.keep_history:
             self.errors.append(torch.as_tensor(xp.where(self.iterations == k, error, xp.nan)))
         if solver.verbose:
-            _print_line(k, self.running, error, value)
+            _print_line(k, self.running, it)
         checked = self.on_cpu or k % STEPS_BETWEEN_CHECKS == 0
         if k == solver.max_iter or (checked and not bool(self.running.any())):
             return True
@@ -260,8 +252,11 @@ class _Record:
         self.k += 1
         return False
 
-    def run(self, kept: tuple[Tensor, ...]) -> Run:
-        """What came of it all."""
+    def run(self, it: Iterate) -> Run:
+        """What came of it all, with the last iterate."""
+        if self.all_there:
+            iterations = torch.full((len(it.x),), self.k)
+            return Run(it.x, iterations * 0, iterations, it.error, it.value, it.kept, None)
         where = self.xp.where
         status = where(self.lost, int(Status.NUMERICAL_ERROR), int(Status.MAX_ITERATIONS))
         status = where(self.best_ratio <= LOOSE, int(Status.SOLVED_INACCURATE), status)
@@ -272,7 +267,7 @@ class _Record:
             torch.as_tensor(self.iterations),
             torch.as_tensor(self.best_error),
             self.best_value,
-            kept,
+            it.kept,
             torch.stack(self.errors) if self.errors else None,
         )
 
@@ -282,11 +277,22 @@ def plain(t: Tensor) -> Any:
     return t.numpy() if t.device.type == "cpu" else t
 
 
-def _steps(it: Iterate | Steps) -> Steps:
-    if isinstance(it, Steps):
-        return it
-    scale = torch.linalg.vector_norm(it.x, dim=-1) if it.scale is None else it.scale
-    return Steps((it.x,), plain(it.error)[None], plain(scale)[None])
+def all_below(numbers: Tensor, factor: float, others: Tensor) -> bool:
+    """Whether each number of ``(B)`` is less than ``factor`` times the other one, on a CPU."""
+    if len(numbers) <= FEW:
+        pairs = zip(numbers.tolist(), others.tolist(), strict=True)
+        return all(a < factor * b for a, b in pairs)
+    return bool((numbers < factor * others).all())
+
+
+def _stuck(ratio: Any, before: Any) -> Any:
+    """Who made no progress for a while, near the tolerance."""
+    return (ratio > LEAST_PROGRESS * before) & (ratio <= LOOSE)
+
+
+def exact(t: Tensor) -> Any:
+    """The same, on a CPU in double precision: then few and many samples get the same ratios."""
+    return t.numpy().astype(np.float64) if t.device.type == "cpu" else t
 
 
 def solution_of(run: Run, shape: torch.Size) -> Solution:
@@ -302,12 +308,11 @@ def solution_of(run: Run, shape: torch.Size) -> Solution:
     )
 
 
-def _print_line(k: int, running: Any, error: Any, value: Tensor | None) -> None:
+def _print_line(k: int, running: Any, it: Iterate) -> None:
     if k == 0:
         print(f"{'iteration':>9} {'running':>9} {'largest step':>14} {'median step':>14}", end="")
-        print("" if value is None else f" {'mean value':>14}")
-    error = torch.as_tensor(error)
-    largest = float(error.nan_to_num(torch.inf).max()) if len(error) else 0.0
-    median = float(error.median()) if len(error) else 0.0
+        print("" if it.value is None else f" {'mean value':>14}")
+    largest = float(it.error.nan_to_num(torch.inf).max()) if len(it.error) else 0.0
+    median = float(it.error.median()) if len(it.error) else 0.0
     print(f"{k:9d} {int(running.sum()):9d} {largest:14.3e} {median:14.3e}", end="")
-    print("" if value is None else f" {float(value.mean()):14.6e}")
+    print("" if it.value is None else f" {float(it.value.mean()):14.6e}")

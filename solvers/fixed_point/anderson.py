@@ -1,19 +1,16 @@
 """Anderson's mixing: the next point is made of the last few, so that their residuals cancel."""
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .._threads import calm
-from ..iteration import Iterate, Iterates, Steps
-from .plain import Pace, host, walk
+from ..iteration import Iterate, Iterates, all_below
 from .solver import FixedPointSolver
 
 # Mixing pauses while the residual is this many times as long as the shortest so far.
@@ -24,24 +21,6 @@ SMALL = 1 << 18  # entries of the memory up to which one thread is enough
 # A residual that shrinks by this factor by itself needs no mixing, which may cost more than f does;
 # where the memory has more entries than PLAIN, all is mixed, and one step is held at a time.
 FAST, PLAIN = 0.5, 1 << 20
-
-
-class _Plain(NamedTuple):
-    """How plain steps ended.
-
-    Attributes:
-        k: How many there were after the first one.
-        last: The last values and residuals.
-        norm: Of the last residual ``(B)``.
-        least: Of the one before, which is the shortest otherwise.
-        fast: Whose residuals always shrank fast.
-    """
-
-    k: int
-    last: deque[tuple[Tensor, Tensor]]
-    norm: Tensor
-    least: Tensor
-    fast: Tensor
 
 
 @dataclass(frozen=True)
@@ -105,11 +84,30 @@ class Anderson(FixedPointSolver):
         if ridge is None:
             ridge = RIDGE_IN_ROUNDINGS * torch.finfo(z.dtype).eps
         # More threads than one would wait for each other in every product.
-        starts_plainly = batch * n * m <= PLAIN
         quiet = calm if batch * n * m <= SMALL else nullcontext
+        # Whose residuals have always shrunk fast. While that is all that run, no products are made.
+        starts_plainly = batch * n * m <= PLAIN
+        all_fast = starts_plainly and z.device.type == "cpu"  # elsewhere asking takes longer
+        last: deque[tuple[Tensor, Tensor]] = deque(maxlen=m + 1)
 
-        k, last, norm, least, fast = yield from self._plain_steps(f, z, m + 1, starts_plainly)
-        fz, g = last[-1]
+        fz = f(z)
+        g = fz - z
+        norm = torch.linalg.vector_norm(g, dim=-1)
+        fast = torch.ones_like(norm, dtype=torch.bool)
+        k, least = 0, torch.full_like(norm, torch.inf)
+        last.append((fz, g))
+        while all_fast:
+            running = yield Iterate(fz, norm)
+            least = norm
+            z = fz if beta == 1.0 else z + beta * g
+            fz = f(z)
+            g = fz - z
+            norm = torch.linalg.vector_norm(g, dim=-1)
+            last.append((fz, g))
+            k += 1
+            if not all_below(norm, FAST, least):
+                fast &= norm < FAST * least
+                all_fast = bool((fast | ~running).all())
 
         # Changes of residuals, and in the last row the residual: one product makes all products of
         # them. All views that an iteration needs are made here, once.
@@ -143,10 +141,10 @@ class Anderson(FixedPointSolver):
                 gamma = torch.linalg.solve_triangular(
                     L[:, :m, :m], L[:, m:, :m], upper=False, left=False
                 )
-                plain = info.bool() | (norm > LIMIT * least)
+                unmixed = info.bool() | (norm > LIMIT * least)
                 if starts_plainly:  # as without the samples that are slower
-                    plain = plain | fast
-                gamma = gamma.masked_fill(plain[:, None, None], 0.0)
+                    unmixed = unmixed | fast
+                gamma = gamma.masked_fill(unmixed[:, None, None], 0.0)
                 least = torch.minimum(least, norm)
                 z = torch.baddbmm(fz[:, None], gamma, values, alpha=-1)[:, 0]
                 if beta != 1.0:
@@ -160,40 +158,3 @@ class Anderson(FixedPointSolver):
             fast = fast & (norm < FAST * old_norm)
             k += 1
             remember(k, (fz, g), old)
-
-    def _plain_steps(
-        self, f: Callable[[Tensor], Tensor], z: Tensor, held: int, several: bool
-    ) -> Generator[Iterate | Steps, Tensor, _Plain]:
-        """Plain steps, for as long as they are good enough for all, or no more than is needed."""
-        last: deque[tuple[Tensor, Tensor]] = deque(maxlen=held)
-        fast = np.ones(len(z), dtype=bool)
-        steps = walk(f, z, self.damping, 1)
-        pace = Pace(self, steps)
-        running = yield steps.part(0, 1)
-        k, end = 0, 0
-        while True:
-            last.extend(zip(steps.values, steps.starts, strict=False))
-            k += len(steps.values)
-            before = steps.error[-1]
-            if not several:
-                steps = walk(f, steps.starts[-1], self.damping, 1)
-                break
-            steps = walk(f, steps.starts[-1], self.damping, pace.ahead(steps))
-            pace.see(steps)
-            lengths = np.concatenate((host(before)[None], host(steps.error)))
-            quick = lengths[1:] < FAST * lengths[:-1]
-            count, shown = len(quick), 0
-            for end in np.flatnonzero(~quick.all(-1)).tolist():
-                if end > shown:
-                    running, shown = (yield steps.part(shown, end)), end
-                fast &= quick[end]
-                if not (fast | ~host(running)).all():
-                    break  # steps beyond this one were taken in vain
-            else:
-                running = yield steps.part(shown, count)
-                continue
-            break
-        last.extend(zip(steps.values[: end + 1], steps.starts, strict=False))
-        numbers = (steps.error[end], steps.error[end - 1] if end else before, fast)
-        of_device = [torch.as_tensor(t, device=z.device) for t in numbers]
-        return _Plain(k + end, deque([(fz, fz - z) for fz, z in last]), *of_device)

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from ..iteration import Iterates
-from .plain import Pace, walk
+from ..iteration import Iterate, Iterates
 from .solver import FixedPointSolver
 
 
@@ -29,9 +29,8 @@ class Picard(FixedPointSolver):
 
     def iterates(self, f: Callable[[Tensor], Tensor], z: Tensor) -> Iterates:
         """One evaluation an iteration."""
-        steps = walk(f, z, self.damping, 1)
-        pace = Pace(self, steps)
         while True:
-            yield steps.part(0, len(steps.values))
-            steps = walk(f, steps.starts[-1], self.damping, pace.ahead(steps))
-            pace.see(steps)
+            fz = f(z)
+            change = fz - z
+            yield Iterate(fz, torch.linalg.vector_norm(change, dim=-1))
+            z = fz if self.damping == 1.0 else z + self.damping * change
