@@ -181,17 +181,19 @@ class _Record:
                 best = [np.inf] * len(ratios)
             quiet = all(1.0 < r < bound for r, bound in zip(ratios, best, strict=True))
             self.all_there = not quiet and all(0.0 < r < 1.0 for r in ratios)
+            stuck = self._looks_back() and any(map(_stuck, ratios, self.before))
         else:
             ratios = exact(it.error) / (eps_abs + eps_rel * exact(scale))
             better = ratios < (np.inf if self.solver.keeps_last else best)
             quiet = bool(np.logical_and.reduce(better & (ratios > 1.0)))
             self.all_there = not quiet and bool(((ratios > 0.0) & (ratios < 1.0)).all())
-        if quiet and self._looks_back():
-            quiet = not np.any(_stuck(np.asarray(ratios), np.asarray(self.before)))
-            self.before = ratios
-        if quiet:
+            stuck = self._looks_back() and bool(_stuck(ratios, self.before).any())
+        if quiet and not stuck:
+            if self._looks_back():
+                self.before = ratios
             self.ratios, self.quiet, self.k = ratios, self.quiet + 1, self.k + 1
-        return quiet or self.all_there
+            return True
+        return self.all_there
 
     def _write_down(self) -> None:
         """What has become of each sample in the steps in which nothing happened."""
@@ -256,7 +258,8 @@ class _Record:
         """What came of it all, with the last iterate."""
         if self.all_there:
             iterations = torch.full((len(it.x),), self.k)
-            return Run(it.x, iterations * 0, iterations, it.error, it.value, it.kept, None)
+            solved = torch.zeros_like(iterations)
+            return Run(it.x, solved, iterations, it.error, it.value, it.kept, None)
         where = self.xp.where
         status = where(self.lost, int(Status.NUMERICAL_ERROR), int(Status.MAX_ITERATIONS))
         status = where(self.best_ratio <= LOOSE, int(Status.SOLVED_INACCURATE), status)

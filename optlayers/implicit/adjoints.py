@@ -142,7 +142,9 @@ class Dense(Adjoint):
         # A Newton step tells how far the point may be from the solution.
         length, size = (torch.linalg.vector_norm(t, dim=-1) for t in (step, system.x))
         far = length / (size + NEARBY[v.dtype])
-        step = torch.where((far <= NO_SOLUTION)[:, None], step, 0.0)
+        near = far <= NO_SOLUTION
+        if not bool(near.all()):
+            step = torch.where(near[:, None], step, 0.0)
         residual = relative(system.residual(u, v, step), v)
         solved, residual = judged(system, v, u, torch.maximum(residual, far))
         if solved is not u:  # what is left out must not be looked at where it may be undefined
@@ -328,10 +330,8 @@ def over_columns(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
 
 def relative(residual: Tensor, v: Tensor) -> Tensor:
     """Norms of residuals relative to right-hand sides; zero where these are."""
-    size = torch.linalg.vector_norm(v, dim=-1)
-    norm = torch.linalg.vector_norm(residual, dim=-1)
-    ratio: Tensor = norm / size.masked_fill(size == 0, 1.0)
-    return ratio
+    size = torch.linalg.vector_norm(v, dim=-1).clamp_min_(torch.finfo(v.dtype).tiny)
+    return torch.linalg.vector_norm(residual, dim=-1) / size  # type: ignore[no-any-return]
 
 
 def judged(

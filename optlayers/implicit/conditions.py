@@ -112,7 +112,7 @@ class Conditions:
                         first_flat = ravel(first, self.batch_ndim).reshape(flat.shape)
                         on_flat.know(self.kind.image, flat, first_flat)
                 run = self.kind.find(on_flat, flat) if size else _nothing_to_find(flat)
-                if (plain(run.status) > Status.SOLVED_INACCURATE).any():
+                if (plain(run.status) > int(Status.SOLVED_INACCURATE)).any():
                     failed = run.status > Status.SOLVED_INACCURATE
                     self._report(run, batch)
                     # Derivatives are multiplied by zero there, and must be finite for that.
