@@ -22,7 +22,7 @@ LOOSE = 100.0
 # Improvement by less than this factor while patience lasts, near the tolerance, is none: rounding.
 LEAST_PROGRESS = 0.99
 STEPS_BETWEEN_CHECKS = 8  # where asking makes a device wait for the host
-FEW = 16  # numbers that are looked at one by one in less time than a call of numpy takes
+FEW = 64  # numbers that are looked at one by one in less time than numpy takes
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -141,7 +141,7 @@ class _Record:
         self.eps_abs, self.eps_rel = solver.tolerances(x.dtype)
         # On a CPU numpy does in a fraction of the time what little there is to do with numbers, and
         # a loop over a few of them in a fraction of that.
-        self.on_cpu = x.device.type == "cpu"
+        self.on_cpu = is_at_hand(x)
         self.few = self.on_cpu and count <= FEW
         self.everyone = torch.ones(count, dtype=torch.bool, device=x.device)
         recorded = solver.verbose or solver.keep_history
@@ -207,6 +207,8 @@ class _Record:
             self.iterations = xp.zeros_like(self.best_ratio, dtype=xp.int64)
             self.running = self.best_ratio > 0.0
             self.converged = self.lost = ~self.running
+            if not self.together:
+                self.before = self.best_ratio
         if self.quiet:
             self.best, self.best_value = last.x, last.value
             self.best_error, self.best_ratio = plain(last.error), np.asarray(self.ratios)
@@ -275,9 +277,14 @@ class _Record:
         )
 
 
+def is_at_hand(t: Tensor) -> bool:
+    """Whether looking at numbers makes nobody wait."""
+    return t.device.type == "cpu"
+
+
 def plain(t: Tensor) -> Any:
     """Numbers of samples as what handles them fastest."""
-    return t.numpy() if t.device.type == "cpu" else t
+    return t.numpy() if is_at_hand(t) else t
 
 
 def all_below(numbers: Tensor, factor: float, others: Tensor) -> bool:
@@ -295,7 +302,7 @@ def _stuck(ratio: Any, before: Any) -> Any:
 
 def exact(t: Tensor) -> Any:
     """The same, on a CPU in double precision: then few and many samples get the same ratios."""
-    return t.numpy().astype(np.float64) if t.device.type == "cpu" else t
+    return t.numpy().astype(np.float64) if is_at_hand(t) else t
 
 
 def solution_of(run: Run, shape: torch.Size) -> Solution:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._threads import calm
-from ..iteration import Iterate, Iterates, all_below
+from ..iteration import Iterate, Iterates, all_below, is_at_hand
 from .solver import FixedPointSolver
 
 # Mixing pauses while the residual is this many times as long as the shortest so far.
@@ -87,7 +87,7 @@ class Anderson(FixedPointSolver):
         quiet = calm if batch * n * m <= SMALL else nullcontext
         # Whose residuals have always shrunk fast. While that is all that run, no products are made.
         starts_plainly = batch * n * m <= PLAIN
-        all_fast = starts_plainly and z.device.type == "cpu"  # elsewhere asking takes longer
+        all_fast = starts_plainly and is_at_hand(z)
         last: deque[tuple[Tensor, Tensor]] = deque(maxlen=m + 1)
 
         fz = f(z)

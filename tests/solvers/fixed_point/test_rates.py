@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from optlayers.solvers.fixed_point import Anderson, Picard
+from solvers import iteration
+from solvers.fixed_point import anderson
 from solvers.iteration import FEW
 from solvers.solution import Status
 from tests.solvers.fixed_point.maps import affine, network, symmetric
@@ -250,6 +252,26 @@ def test_no_step_is_in_vain_where_convergence_gets_slower():
     assert count == int(solution.iterations.max()) + 1
     recorded = replace(Anderson(), keep_history=True).solve(lambda z: rates * z, start)
     assert torch.equal(recorded.x, solution.x)
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson()], ids=["Picard", "Anderson"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_on_a_device_numbers_stay_there(solver, recorded, monkeypatch):
+    f, start = contraction()
+    start[1] = torch.nan
+    solver = replace(solver, keep_history=recorded)
+    expected = solver.solve(f, start)
+    monkeypatch.setattr(iteration, "is_at_hand", lambda t: False)
+    monkeypatch.setattr(anderson, "is_at_hand", lambda t: False)
+    monkeypatch.setattr(torch.Tensor, "numpy", None)
+    solution = solver.solve(f, start)
+    assert solution.status[1] == Status.NUMERICAL_ERROR
+    for field in ("x", "status", "iterations", "dual_residual", "history"):
+        one, other = getattr(solution, field), getattr(expected, field)
+        if field == "history" and recorded:  # asked every eighth time whether to go on
+            one = one[: len(other)]
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=0, equal_nan=True)
 
 
 def test_half_is_not_fast_in_any_company():
