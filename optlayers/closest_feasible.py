@@ -89,7 +89,7 @@ def closest_feasible_qp(
         >>> found.solution.x, found.h_shift
         (tensor([0.5000]), tensor([0.5000, 0.5000]))
     """
-    shape = check("closest_feasible_qp", P, q, G, h, A, b, lb, ub)
+    shape = check("closest_feasible_qp", P, q, G, h, A, b, lb, ub).batch_shape
     for name, M in (("P", P), ("G", G), ("A", A)):
         if M is not None and M.layout != torch.strided:
             raise TypeError(

@@ -105,7 +105,7 @@ def qp(
         >>> h.grad
         tensor([-1.])
     """
-    shape = check("qp", P, q, G, h, A, b, lb, ub)
+    shape = check("qp", P, q, G, h, A, b, lb, ub).batch_shape
     check_policy("qp", on_failure)
     if adjoint is not None:
         check_adjoint("qp", adjoint)

@@ -66,7 +66,7 @@ class QuadraticForm(Form):
         q, d = self.without_t(data)
         G, A = self._matrix(data, "G", self.m), self._matrix(data, "A", self.p)
         h, b = data.get("h"), data.get("b")
-        shape = check("CvxpyLayer", P, q, G, h, A, b, None, None)
+        shape = check("CvxpyLayer", P, q, G, h, A, b, None, None).batch_shape
         program = [P, q, G, h, A, b, None, None]
         solution = solve_quadratic_program(
             "CvxpyLayer", program, shape, self.solver, adjoint, warm_start, on_failure, precision

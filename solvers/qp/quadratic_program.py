@@ -1,6 +1,9 @@
 r"""The quadratic program as users state it, and the one flat form that all solvers read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +13,25 @@ from ..batch import broadcast_shapes
 # name -> number of core dimensions, the last of which is n for matrices and bounds.
 CORE_NDIM = {"P": 2, "q": 1, "G": 2, "h": 1, "A": 2, "b": 1, "lb": 1, "ub": 1}
 DATA_NDIM = tuple(CORE_NDIM.values())
+_Q_FIRST = ("q", *(name for name in CORE_NDIM if name != "q"))
+
+
+class Form(NamedTuple):
+    """What the shapes of a quadratic program say.
+
+    Attributes:
+        batch_shape: All leading dimensions, broadcast.
+        n: Number of variables.
+        p: Number of equalities.
+        m: Number of inequalities.
+        boxes: Number of variables with bounds: ``n``, or 0 if there are none.
+    """
+
+    batch_shape: torch.Size
+    n: int
+    p: int
+    m: int
+    boxes: int
 
 
 @dataclass(eq=False)
@@ -53,7 +75,7 @@ class QuadraticProgram:
 
     def __post_init__(self) -> None:
         """Check the shapes, once, where the user's names are still known."""
-        self.batch_shape = check("QuadraticProgram", **self.__dict__)
+        self.form = check("QuadraticProgram", **self.__dict__)
 
     @classmethod
     def trusted(cls, *data: Tensor | None) -> "QuadraticProgram":
@@ -63,27 +85,28 @@ class QuadraticProgram:
         assert q is not None
         problem.P, problem.q, problem.G, problem.h = P, q, G, h
         problem.A, problem.b, problem.lb, problem.ub = A, b, lb, ub
-        shape = q.shape[:-1]
-        for t, core in zip(data, DATA_NDIM, strict=True):
-            if t is not None and t.shape[:-core] != shape:
-                shape = broadcast_shapes(shape, t.shape[:-core])
-        problem.batch_shape = shape
+        problem.form = fit("QuadraticProgram", shapes_of(data))
         return problem
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """All leading dimensions, broadcast."""
+        return self.form.batch_shape
 
     @property
     def n(self) -> int:
         """Number of variables."""
-        return self.q.shape[-1]
+        return self.form.n
 
     @property
     def m(self) -> int:
         """Number of inequalities."""
-        return 0 if self.G is None else self.G.shape[-2]
+        return self.form.m
 
     @property
     def p(self) -> int:
         """Number of equalities."""
-        return 0 if self.A is None else self.A.shape[-2]
+        return self.form.p
 
     def to(self, dtype: torch.dtype) -> "QuadraticProgram":
         """The same problem in another floating-point type."""
@@ -103,8 +126,8 @@ def check(
     b: Tensor | None,
     lb: Tensor | None,
     ub: Tensor | None,
-) -> torch.Size:
-    """Check types, devices and shapes of a quadratic program; return its batch shape.
+) -> Form:
+    """Check types, devices and shapes of a quadratic program.
 
     Args:
         where: The function that the user called, for messages.
@@ -118,16 +141,15 @@ def check(
         ub: Upper bounds.
 
     Returns:
-        The broadcast batch shape.
+        What the shapes say.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
         ValueError: If shapes or devices do not fit together.
     """
+    device = getattr(q, "device", None)
     # First q, which the others are held against.
-    given = {"q": q, "P": P, "G": G, "h": h, "A": A, "b": b, "lb": lb, "ub": ub}
-    leading: dict[str, torch.Size] = {}
-    for name, t in given.items():
+    for name, t in zip(_Q_FIRST, (q, P, G, h, A, b, lb, ub), strict=True):
         if t is None and name != "q":
             continue
         tensor: object = t  # whatever the annotations say
@@ -137,23 +159,50 @@ def check(
                 f"{where}: {name} must be a real floating-point tensor; got {got}. "
                 f"Convert it, e.g. torch.as_tensor({name}, dtype=torch.float64)."
             )
-        t, core = tensor, CORE_NDIM[name]
-        leading[name] = t.shape[:-core]
-        if t.ndim < core:
+        if tensor.device != device:
+            raise ValueError(
+                f"{where}: all arguments must be on one device; q is on {device} and {name} on "
+                f"{tensor.device}. Move them with .to()."
+            )
+    # The compiler has shapes of its own, which are not to be remembered.
+    known = fit.__wrapped__ if torch.compiler.is_compiling() else fit
+    return known(where, shapes_of((P, q, G, h, A, b, lb, ub)))
+
+
+Shapes = tuple[torch.Size | None, ...]
+
+
+def shapes_of(data: Sequence[Tensor | None]) -> Shapes:
+    """The shapes of all parts; None for those that are absent."""
+    return tuple([None if t is None else t.shape for t in data])
+
+
+@lru_cache(maxsize=1024)
+def fit(where: str, shapes: Shapes) -> Form:
+    """What the shapes of ``P, q, G, h, A, b, lb, ub`` say; remembered, as most come again.
+
+    Args:
+        where: The function that the user called, for messages.
+        shapes: Of all parts.
+
+    Raises:
+        ValueError: If they do not fit together.
+    """
+    given = dict(zip(CORE_NDIM, shapes, strict=True))
+    for name, shape in given.items():
+        core = CORE_NDIM[name]
+        if shape is not None and len(shape) < core:
             raise ValueError(
                 f"{where}: {name} must have at least {core} dimensions; got shape "
-                f"{tuple(t.shape)}. A single number needs a dimension of size 1: {name}.reshape("
+                f"{tuple(shape)}. A single number needs a dimension of size 1: {name}.reshape("
                 f"{', '.join('1' * core)})."
             )
-        if t.device != q.device:
-            raise ValueError(
-                f"{where}: all arguments must be on one device; q is on {q.device} and {name} on "
-                f"{t.device}. Move them with .to()."
-            )
-    n = q.shape[-1]
+    P, q, G, h, A, b, lb, ub = shapes
+    assert q is not None
+    n = q[-1]
     if n == 0:
-        raise ValueError(f"{where}: q must have at least one entry; got shape {tuple(q.shape)}.")
-    if P is not None and P.shape[-2:] != (n, n):
+        raise ValueError(f"{where}: q must have at least one entry; got shape {tuple(q)}.")
+    if P is not None and P[-2:] != (n, n):
         _shape_error(where, "P", P, f"{n}, {n}", f"q has {n} entries")
     for matrix, vector, M, v, rows in (("G", "h", G, h, "m"), ("A", "b", A, b, "p")):
         if (M is None) != (v is None):
@@ -164,40 +213,40 @@ def check(
             )
         if M is None or v is None:
             continue
-        if M.shape[-1] != n:
+        if M[-1] != n:
             _shape_error(where, matrix, M, f"{rows}, {n}", f"q has {n} entries")
-        if v.shape[-1] != M.shape[-2]:
-            _shape_error(where, vector, v, f"{M.shape[-2]}", f"{matrix} has {M.shape[-2]} rows")
-    for name, t in (("lb", lb), ("ub", ub)):
-        if t is not None and t.shape[-1] != n:
-            _shape_error(where, name, t, f"{n}", f"q has {n} entries")
-    # Asking torch to broadcast costs microseconds; mostly there is nothing to ask.
-    if len(set(leading.values())) == 1:
-        return leading["q"]
+        if v[-1] != M[-2]:
+            _shape_error(where, vector, v, f"{M[-2]}", f"{matrix} has {M[-2]} rows")
+    for name, bound in (("lb", lb), ("ub", ub)):
+        if bound is not None and bound[-1] != n:
+            _shape_error(where, name, bound, f"{n}", f"q has {n} entries")
+    leading = {k: shape[: -CORE_NDIM[k]] for k, shape in given.items() if shape is not None}
     try:
-        return broadcast_shapes(*leading.values())
+        batch_shape = broadcast_shapes(*leading.values())
     except ValueError:
-        shapes = ", ".join(f"{k} {tuple(leading[k])}" for k in CORE_NDIM if k in leading)
+        got = ", ".join(f"{k} {tuple(lead)}" for k, lead in leading.items())
         raise ValueError(
             f"{where}: the leading (batch) dimensions must broadcast against each other; got "
-            f"{shapes}. Insert dimensions of size 1 where an argument is shared."
+            f"{got}. Insert dimensions of size 1 where an argument is shared."
         ) from None
+    p, m = 0 if A is None else A[-2], 0 if G is None else G[-2]
+    return Form(batch_shape, n, p, m, 0 if lb is ub is None else n)
 
 
-def _shape_error(where: str, name: str, t: Tensor, core: str, because: str) -> None:
+def _shape_error(where: str, name: str, shape: torch.Size, core: str, because: str) -> None:
     hint = ""
     expected = [int(part) if part.isdigit() else None for part in core.split(", ")]
     turned = (
         [
             None if e is None else e == size
-            for e, size in zip(expected, t.mT.shape[-2:], strict=True)
+            for e, size in zip(expected, (shape[-1], shape[-2]), strict=True)
         ]
-        if (t.ndim >= 2 and len(expected) == 2)
+        if (len(shape) >= 2 and len(expected) == 2)
         else []
     )
     if turned and all(match is not False for match in turned):
         hint = f" Did you mean {name}.mT?"
     raise ValueError(
         f"{where}: {name} must have shape (*batch, {core}) because {because}; "
-        f"got {tuple(t.shape)}.{hint or ' Check which argument has the wrong size.'}"
+        f"got {tuple(shape)}.{hint or ' Check which argument has the wrong size.'}"
     )
