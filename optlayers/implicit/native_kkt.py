@@ -1,13 +1,16 @@
 """Gradients of quadratic programs from compiled code, and from elsewhere for what it leaves."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import lru_cache
+from math import prod
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from solvers.batch import flat
 from solvers.qp import native
-from solvers.qp.quadratic_program import DATA_NDIM
+from solvers.qp.quadratic_program import DATA_NDIM, Form, Shapes, shapes_of
 
 from .batching import outer, sum_to
 from .function import Tensors
@@ -41,38 +44,79 @@ def pull_back_natively(
     Returns:
         The gradients, or None for programs that compiled code does not take.
     """
-    x, shape = solution[0], side.shape[:-1]
-    if x.shape[:-1] != shape or not native.is_plain(data[0], x, side.shape[-1]):
+    x = solution[0]
+    if not native.is_plain(data[0], x, side.shape[-1]):
         return None
-    own, shared = [False] * 8, []
-    for i, (t, core) in enumerate(zip(data, DATA_NDIM, strict=True)):
-        if t is not None and needed[i]:
-            own[i] = core == 1 or t.shape[:-2] == shape
-            if not own[i]:
-                shared.append((i, t))
-    # Matrices that all elements share are summed on the way.
-    n, rows = x.shape[-1], side.shape[-1]
-    by_all = all(t.shape[:-2].numel() == 1 for _, t in shared) and n * (n + rows) <= MOST_SUMS
+    sizes = tuple([t.shape for t in solution])
+    plan = _plan(shapes_of(data), tuple(needed[:8]), sizes, side.shape[:-1])
+    if plan is None:
+        return None
     given = [*cotangents, None, None][:6]
-    summed = [False] * 8
-    for i, _ in shared if by_all else ():
-        summed[i] = True
-    grads, a, singular = native.adjoint(
-        data, solution, side, given, own, bool(shared) and not by_all, summed
-    )
+    grads, a, singular = native.adjoint(data, solution, side, given, plan.wanted)
     if a is not None:
         _, y, z, _ = solution
         a_x, a_y, a_z, _ = a.split([t.shape[-1] for t in solution], -1)
         factors = {0: (a_x, x, x, a_x), 2: (a_z, x, z, a_x), 4: (a_y, x, y, a_x)}
-        for i, t in shared:
-            product = outer(*factors[i], t.shape[:-2])
+        for i in plan.by_products:
+            product = outer(*factors[i], plan.shapes[i][:-2])
             grads[i] = product if i else 0.5 * product  # P is symmetric
-    for i, (t, g) in enumerate(zip(data, grads, strict=True)):
-        if t is not None and g is not None and g.shape != t.shape:
-            grads[i] = g.reshape(t.shape) if summed[i] else sum_to(g, t.shape)
+    for i in plan.others:
+        g, shape = grads[i], plan.shapes[i]
+        if g is not None:
+            grads[i] = g.reshape(shape) if plan.wanted.summed[i] else sum_to(g, shape)
     if singular is not None:
         _add_others(grads, singular, data, solution, side, given, elsewhere)
     return grads + [None] * (len(needed) - 8)
+
+
+class _Plan(NamedTuple):
+    """How gradients are to be had.
+
+    Attributes:
+        wanted: What compiled code makes.
+        shapes: Of the data, empty for what is absent.
+        by_products: Matrices that parts of the batch share: products of the adjoint.
+        others: Gradients that compiled code makes in another shape.
+    """
+
+    wanted: native.Wanted
+    shapes: tuple[tuple[int, ...], ...]
+    by_products: tuple[int, ...]
+    others: tuple[int, ...]
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    shapes: Shapes, needed: tuple[bool, ...], of_solution: Shapes, batch_shape: torch.Size
+) -> _Plan | None:
+    """Remembered, as shapes most often come again; None where elements share their solution.
+
+    Args:
+        shapes: Of the data.
+        needed: Which gradients are asked for.
+        of_solution: Shapes of ``x, y, z, z_box``.
+        batch_shape: That of the sides.
+    """
+    if of_solution[0] is None or of_solution[0][:-1] != batch_shape:
+        return None
+    n, p, m, boxes = (0 if shape is None else shape[-1] for shape in of_solution)
+    form = Form(batch_shape, n, p, m, boxes)
+    asked = [i for i in range(8) if needed[i] and shapes[i] is not None]
+    plain = [() if shape is None else tuple(shape) for shape in shapes]
+    cores = (n, n), (n,), (m, n), (m,), (p, n), (p,), (n,), (n,)
+    shared = [i for i in asked if DATA_NDIM[i] == 2 and plain[i][:-2] != batch_shape]
+    # Matrices that all elements share are summed on the way.
+    by_all = all(prod(plain[i][:-2]) == 1 for i in shared) and n * (n + p + m + boxes) <= MOST_SUMS
+    made: list[tuple[int, ...] | None] = [None] * 8
+    for i in asked:
+        if i not in shared:
+            made[i] = (*batch_shape, *cores[i])
+        elif by_all:
+            made[i] = cores[i]
+    summed = tuple([by_all and i in shared for i in range(8)])
+    wanted = native.Wanted(form, tuple(made), summed, bool(shared) and not by_all)
+    others = [i for i in asked if made[i] not in (None, plain[i])]
+    return _Plan(wanted, tuple(plain), () if by_all else tuple(shared), tuple(others))
 
 
 def _add_others(

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import _threads
 from ..batch import flat
-from .quadratic_program import QuadraticProgram
+from .quadratic_program import Form, QuadraticProgram
 from .rows import doubles
 from .solver import Outcome
 
@@ -32,6 +32,7 @@ LARGEST = 4000
 # Microseconds of work from which a second thread pays.
 WORTH_A_THREAD = 50.0
 
+_address_of, _first_of = ctypes.addressof, ctypes.c_char.from_buffer
 # Address of a tensor, and from one element to the next.
 Part = tuple[int, int]
 ABSENT: Part = (0, 0)
@@ -63,16 +64,18 @@ def is_plain(P: Tensor | None, q: Tensor, rows: int) -> bool:
 class _Call:
     """A call of compiled code: the words of its structures, and the tensors they point into."""
 
-    def __init__(self, shape: torch.Size, n: int, p: int, m: int, boxes: int) -> None:
-        self.shape, self.batch, self.is_flat = shape, shape.numel(), len(shape) == 1
+    def __init__(self, form: Form) -> None:
+        self.shape, n, p, m, boxes = form
+        self.batch, self.is_flat = self.shape.numel(), len(self.shape) == 1
         self.sizes = n, p, m, boxes
         self.copies: list[Tensor] = []
-        rows = p + m + boxes
-        microseconds = self.batch * (1.0 + n * (n + rows) * (n + rows) / 10_000)
-        worth_it = microseconds > WORTH_A_THREAD and self.batch > 1
-        self.threads = _threads.available() if worth_it else 1
-        # Several pieces each, so that nobody waits long for the last one.
-        self.pieces = min(4 * self.threads, self.batch) if self.threads > 1 else 1
+        self.threads = self.pieces = 1
+        if self.batch > 1:
+            side = n + p + m + boxes
+            if self.batch * (1.0 + n * side * side / 10_000) > WORTH_A_THREAD:
+                self.threads = _threads.available()
+                # Several pieces each, so that nobody waits long for the last one.
+                self.pieces = min(4 * self.threads, self.batch) if self.threads > 1 else 1
 
     def part(self, t: Tensor | None, core: int) -> Part:
         """Where each element's part of ``t`` begins; it is in one piece."""
@@ -88,9 +91,18 @@ class _Call:
             self.copies.append(t)
         return t.data_ptr(), t.stride(0) if t.size(0) > 1 else 0
 
-    def data(self, tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
-        """Sizes, and ``P, q, G, h, A, b, lb, ub``."""
-        P, q, G, h, A, b, lb, ub = tensors
+    def data(
+        self,
+        P: Tensor | None,
+        G: Tensor | None,
+        A: Tensor | None,
+        q: Tensor | None = None,
+        h: Tensor | None = None,
+        b: Tensor | None = None,
+        lb: Tensor | None = None,
+        ub: Tensor | None = None,
+    ) -> tuple[int, ...]:
+        """Sizes and data; derivatives do without the vectors."""
         part = self.part
         words = (*self.sizes, self.batch, *part(P, 2), *part(q, 1), *part(G, 2), *part(h, 1))
         return words + (*part(A, 2), *part(b, 1), *part(lb, 1), *part(ub, 1))
@@ -109,7 +121,7 @@ class _Call:
         job = bytearray(
             struct.pack(f"6q2d{len(words)}q", 0, 0, self.pieces, 0, 0, 0, eps_abs, eps_rel, *words)
         )
-        address = ctypes.addressof(ctypes.c_char.from_buffer(job))
+        address = _address_of(_first_of(job))
         if self.threads > 1:
             _threads.work_together(function, address, self.threads)
         else:
@@ -136,14 +148,15 @@ def solve(
         The outcome, and how many elements are unsettled: there its status is not zero, and what it
         holds is not of use. None if nothing is plain.
     """
-    q, lb, ub = problem.q, problem.lb, problem.ub
-    n, p, m, boxes = problem.n, problem.p, problem.m, 0 if lb is ub is None else problem.n
+    q, form = problem.q, problem.form
+    _, n, p, m, boxes = form
     rows = p + m + boxes
     if not is_plain(problem.P, q, rows):
         return None
-    call = _Call(problem.batch_shape, n, p, m, boxes)
+    call = _Call(form)
     batch, empty = call.batch, doubles
-    words = call.data((problem.P, q, problem.G, problem.h, problem.A, problem.b, lb, ub))
+    matrices, bounds = (problem.P, problem.G, problem.A), (problem.lb, problem.ub)
+    words = call.data(*matrices, q, problem.h, problem.b, *bounds)
     vectors = empty(batch, n), empty(batch, p), empty(batch, m), empty(batch, boxes)
     s, objective, primal, dual, gap = empty(batch, m), *[empty(batch) for _ in range(4)]
     status = torch.from_numpy(np.empty(batch, np.int64))
@@ -155,14 +168,29 @@ def solve(
     return Outcome(*tensors), unsettled
 
 
+class Wanted(NamedTuple):
+    """Which gradients to make.
+
+    Attributes:
+        form: Of the program.
+        shapes: Of the gradients of ``P, q, G, h, A, b, lb, ub``, with the batch's dimensions, or
+            for matrices summed over them; None for those not wanted.
+        summed: Which of them are summed.
+        with_adjoint: Whether to return what outer products are made of.
+    """
+
+    form: Form
+    shapes: tuple[tuple[int, ...] | None, ...]
+    summed: tuple[bool, ...]
+    with_adjoint: bool
+
+
 def adjoint(
     data: Sequence[Tensor | None],
     solution: Sequence[Tensor],
     side: Tensor,
     cotangents: Sequence[Tensor | None],
-    wanted: Sequence[bool],
-    with_adjoint: bool = False,
-    summed: Sequence[bool] = (False,) * 8,
+    wanted: Wanted,
 ) -> tuple[list[Tensor | None], Tensor | None, Tensor | None]:
     r"""Gradients of each element, from the KKT conditions on its active rows.
 
@@ -171,42 +199,35 @@ def adjoint(
         solution: ``x, y, z, z_box``, each ``(*batch, ...)``.
         side: ``(*batch, rows)``, 8-bit integers: 0 where a row is not active.
         cotangents: Of ``x, y, z, z_box, s, objective``; None for zero.
-        wanted: Which gradients to make for each element.
-        with_adjoint: Whether to return what outer products are made of.
-        summed: Of which matrices to make the sum of the gradients over the batch.
+        wanted: Which gradients to make.
 
     Returns:
-        Gradients ``(*batch, ...)``, or without the batch's dimensions, None for those not wanted;
-        :math:`a` with shape ``(*batch, n + rows)``: the gradient of ``G`` is
-        :math:`a_z x^\top + z a_x^\top`; and which elements have a KKT matrix that is nearly
-        singular, boolean ``(B)``, or None if none has: other methods have to look there, and all of
-        the above is zero.
+        The gradients, None for those not wanted; :math:`a` with shape ``(*batch, n + rows)``: the
+        gradient of ``G`` is :math:`a_z x^\top + z a_x^\top`; and which elements have a KKT matrix
+        that is nearly singular, boolean ``(B)``, or None if none has: other methods have to look
+        there, and all of the above is zero.
     """
-    x, y, z, z_box = (t.contiguous() for t in solution)
-    shape = side.shape[:-1]
-    n, p, m, boxes = x.shape[-1], y.shape[-1], z.shape[-1], z_box.shape[-1]
-    call = _Call(shape, n, p, m, boxes)
+    x, y, z, z_box = [t.contiguous() for t in solution]
+    call = _Call(wanted.form)
     part = call.part
-    P, _, G, _, A, *_ = data  # the vectors do not enter
-    words = call.data((P, None, G, None, A, None, None, None))
+    shape, n, p, m, boxes = wanted.form
+    words = call.data(data[0], data[2], data[4])
     of_x, of_y, of_z, of_box, of_s, of_value = cotangents
     side = side.contiguous()
-    cores = (n, n), (n,), (m, n), (m,), (p, n), (p,), (n,), (n,)
-    grads = [
-        doubles(*shape, *core) if want else doubles(*core) if total else None
-        for want, total, core in zip(wanted, summed, cores, strict=True)
-    ]
-    a = doubles(*shape, n + p + m + boxes) if with_adjoint else None
-    sums = None
-    if any(summed):  # compiled code wants it to begin where registers do, as torch's memory does
+    grads = [None if size is None else torch.from_numpy(np.empty(size)) for size in wanted.shapes]
+    places = [0 if t is None else t.data_ptr() for t in grads]
+    a = doubles(*shape, n + p + m + boxes) if wanted.with_adjoint else None
+    sums, totals = None, [0, 0, 0]
+    if any(wanted.summed):
+        # Compiled code wants them to begin where registers do, as torch's memory does.
         sums = torch.zeros(call.pieces, n + p + m, (n + 7) // 8 * 8, dtype=torch.float64)
+        for i, summed in enumerate(wanted.summed):
+            if summed:
+                totals[i // 2], places[i] = places[i], 0
     singular = torch.from_numpy(np.empty(call.batch, np.bool_))
     words += (x.data_ptr(), n, y.data_ptr(), p, z.data_ptr(), m, z_box.data_ptr(), boxes)
     words += (side.data_ptr(), *part(of_x, 1), *part(of_y, 1), *part(of_z, 1), *part(of_box, 1))
-    words += (*part(of_s, 1), *part(of_value, 0))
-    own = [g if want else None for g, want in zip(grads, wanted, strict=True)]
-    totals = [grads[i] if summed[i] else None for i in (0, 2, 4)]
-    words += tuple([0 if t is None else t.data_ptr() for t in (*own, a, sums, *totals)])
-    words += (singular.data_ptr(),)
+    words += (*part(of_s, 1), *part(of_value, 0), *places)
+    words += (*[0 if t is None else t.data_ptr() for t in (a, sums)], *totals, singular.data_ptr())
     some = call.run(library().optlayers_qp_adjoint, words)
     return grads, a, singular if some else None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from optlayers.solvers import Automatic, ProximalInteriorPoint, QuadraticProgram, Solution, Status
 from solvers.qp import native
-from solvers.qp.quadratic_program import DATA_NDIM
+from solvers.qp.quadratic_program import CORE_NDIM, DATA_NDIM, Form
 from solvers.qp.solver import Outcome
 from tests.solvers.qp.problems import Uncompiled, tensor
 
@@ -133,8 +133,19 @@ def differentiate(problem: QuadraticProgram) -> list[Tensor]:
     solution = (found.x, found.y, found.z, found.z_box)
     g = torch.Generator().manual_seed(1)
     cotangents = [normal(g, *t.shape) for t in (*solution, found.s, found.objective)]
-    grads, *_ = native.adjoint(data, solution, found.side, cotangents, [True] * 8)
+    grads, *_ = native.adjoint(data, solution, found.side, cotangents, all_of(problem))
     return [t for t in grads if t is not None]
+
+
+def all_of(problem: QuadraticProgram) -> native.Wanted:
+    """All gradients, of each element."""
+    cores = [getattr(problem, name) for name in CORE_NDIM]
+    shape = problem.batch_shape
+    shapes = [
+        None if t is None else (*shape, *t.shape[-core:])
+        for t, core in zip(cores, DATA_NDIM, strict=True)
+    ]
+    return native.Wanted(problem.form, tuple(shapes), (False,) * 8, with_adjoint=False)
 
 
 def test_the_library_was_compiled() -> None:
@@ -156,7 +167,7 @@ def test_without_a_library_that_fits(reason: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_memory() -> None:
-    call = native._Call(torch.Size([2]), 3, 0, 1, 0)
+    call = native._Call(Form(torch.Size([2]), 3, 0, 1, 0))
 
     def without_memory(job: int) -> None:
         ctypes.c_int64.from_address(job + 5 * 8).value = 1
@@ -335,7 +346,7 @@ def test_no_derivative_where_active_rows_depend_on_each_other() -> None:
     side[1, 2:4] = 1
     solution = (found.x, found.y, found.z, found.z_box)
     ones = torch.ones_like(found.x)
-    wanted = [True] * 6 + [False] * 2
+    wanted = all_of(problem)
     grads, _, singular = native.adjoint(data, solution, side, [ones, *[None] * 5], wanted)
     assert singular is not None
     assert singular.tolist() == [False, True, False]
@@ -353,8 +364,8 @@ def test_what_outer_products_are_made_of(shared: bool, many: bool) -> None:
     solution = (found.x, found.y, found.z, found.z_box)
     cotangents: list[Tensor | None] = [torch.ones_like(found.x), *[None] * 5]
     given = data, solution, found.side, cotangents
-    wanted = [t is not None for t in data]
-    grads, a, singular = native.adjoint(*given, wanted, with_adjoint=True)
+    wanted = all_of(problem)
+    grads, a, singular = native.adjoint(*given, wanted._replace(with_adjoint=True))
     assert singular is None
     assert a is not None
     a_x, _, a_z, _ = a.split([5, 2, found.z.shape[1], 0], -1)
@@ -362,9 +373,12 @@ def test_what_outer_products_are_made_of(shared: bool, many: bool) -> None:
     torch.testing.assert_close(grads[2], expected, rtol=0, atol=1e-14)
     torch.testing.assert_close(grads[1], a_x, rtol=0, atol=1e-14)
     # Of matrices that all share, the sums alone.
-    summed = [core == 2 for core in DATA_NDIM]
-    own = [want and not total for want, total in zip(wanted, summed, strict=True)]
-    totals, *_ = native.adjoint(*given, own, summed=summed)
+    summed = tuple([core == 2 for core in DATA_NDIM])
+    shapes = [
+        shape[1:] if one and shape is not None else shape
+        for shape, one in zip(wanted.shapes, summed, strict=True)
+    ]
+    totals, *_ = native.adjoint(*given, wanted._replace(shapes=tuple(shapes), summed=summed))
     for total, gradient, one in zip(totals, grads, summed, strict=True):
         if gradient is None:
             assert total is None
