@@ -110,7 +110,9 @@ def qp(
     if adjoint is not None:
         check_adjoint("qp", adjoint)
     data = [P, q, G, h, A, b, lb, ub]
-    sparse = any(t is not None and t.layout != torch.strided for t in (P, G, A))
+    sparse = False
+    for t in (P, G, A):
+        sparse = sparse or (t is not None and t.layout != torch.strided)
     if sparse or not (solver is None or isinstance(solver, QPSolver)):
         return _as_cone_program(data, solver, adjoint, warm_start, on_failure)
     return solve_quadratic_program("qp", data, shape, solver, adjoint, warm_start, on_failure)
