@@ -13,7 +13,10 @@ def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
     Raises:
         ValueError: If the shapes do not broadcast.
     """
-    first = max(shapes, key=len, default=())
+    first: Sequence[int] = ()
+    for shape in shapes:  # which the compiler follows as well
+        if len(shape) > len(first):
+            first = shape
     if all(shape == first or not shape for shape in shapes):  # as most often
         return torch.Size(first)
     return torch.Size(np.broadcast_shapes(*map(tuple, shapes)))

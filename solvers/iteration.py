@@ -23,7 +23,6 @@ LOOSE = 100.0
 LEAST_PROGRESS = 0.99
 STEPS_BETWEEN_CHECKS = 8  # where asking makes a device wait for the host
 FEW = 64  # numbers that are looked at one by one in less time than numpy takes
-TINY = torch.finfo(torch.float64).tiny
 
 
 class Iterate(NamedTuple):
@@ -118,7 +117,7 @@ class IterativeSolver:
         it = next(iterates)
         record = _Record(self, it)
         while not record.looks_at(it):
-            it = iterates.send(record.everyone if record.together else record.mask())
+            it = iterates.send(record.mask())
         iterates.close()
         return record.run(it)
 
@@ -139,6 +138,7 @@ class _Record:
         x, count = first.x, len(first.x)
         self.solver = solver
         self.eps_abs, self.eps_rel = solver.tolerances(x.dtype)
+        self.tiny = torch.finfo(x.dtype).tiny  # the least that errors are divided by
         # On a CPU numpy does in a fraction of the time what little there is to do with numbers, and
         # a loop over a few of them in a fraction of that.
         self.on_cpu = is_at_hand(x)
@@ -173,20 +173,24 @@ class _Record:
 
     def _nothing_happens(self, it: Iterate, scale: Tensor) -> bool:
         """Whether all samples are better than before and none is there, or all are."""
-        eps_abs, eps_rel, best = self.eps_abs, self.eps_rel, self.ratios
+        eps_abs, eps_rel, tiny, best = self.eps_abs, self.eps_rel, self.tiny, self.ratios
         if self.few:
-            pairs = zip(it.error.tolist(), scale.tolist(), strict=True)
-            ratios: Any = [error / (eps_abs + eps_rel * size or TINY) for error, size in pairs]
+            tolerances: Any = [max(eps_abs + eps_rel * size, tiny) for size in scale.tolist()]
+            pairs = zip(it.error.tolist(), tolerances, strict=True)
+            ratios: Any = [error / tolerance for error, tolerance in pairs]
             if self.solver.keeps_last:
                 best = [np.inf] * len(ratios)
             quiet = all(1.0 < r < bound for r, bound in zip(ratios, best, strict=True))
-            self.all_there = not quiet and all(0.0 < r < 1.0 for r in ratios)
+            there = not quiet and all(0.0 < r < 1.0 for r in ratios)
+            self.all_there = there and min(tolerances) > tiny
             stuck = self._looks_back() and any(map(_stuck, ratios, self.before))
         else:
-            ratios = exact(it.error) / (eps_abs + eps_rel * exact(scale))
+            tolerances = (eps_abs + eps_rel * exact(scale)).clip(tiny)
+            ratios = exact(it.error) / tolerances
             better = ratios < (np.inf if self.solver.keeps_last else best)
             quiet = bool(np.logical_and.reduce(better & (ratios > 1.0)))
-            self.all_there = not quiet and bool(((ratios > 0.0) & (ratios < 1.0)).all())
+            there = not quiet and bool(((ratios > 0.0) & (ratios < 1.0)).all())
+            self.all_there = there and float(tolerances.min()) > tiny
             stuck = self._looks_back() and bool(_stuck(ratios, self.before).any())
         if quiet and not stuck:
             if self._looks_back():
@@ -219,7 +223,7 @@ class _Record:
         """Take account of one step; whether it was the last one."""
         xp, k, solver = self.xp, self.k, self.solver
         error = plain(it.error)
-        ratio = exact(it.error) / tolerance.clip(torch.finfo(it.x.dtype).tiny)
+        ratio = exact(it.error) / tolerance.clip(self.tiny)
         finite = xp.isfinite(error) & xp.isfinite(tolerance)  # the norm of x may overflow
         better = self.running & finite
         if not solver.keeps_last:
@@ -287,6 +291,11 @@ def plain(t: Tensor) -> Any:
     return t.numpy() if is_at_hand(t) else t
 
 
+def exact(t: Tensor) -> Any:
+    """The same, on a CPU in double precision: then few and many samples get the same ratios."""
+    return t.numpy().astype(np.float64) if is_at_hand(t) else t
+
+
 def all_below(numbers: Tensor, factor: float, others: Tensor) -> bool:
     """Whether each number of ``(B)`` is less than ``factor`` times the other one, on a CPU."""
     if len(numbers) <= FEW:
@@ -298,11 +307,6 @@ def all_below(numbers: Tensor, factor: float, others: Tensor) -> bool:
 def _stuck(ratio: Any, before: Any) -> Any:
     """Who made no progress for a while, near the tolerance."""
     return (ratio > LEAST_PROGRESS * before) & (ratio <= LOOSE)
-
-
-def exact(t: Tensor) -> Any:
-    """The same, on a CPU in double precision: then few and many samples get the same ratios."""
-    return t.numpy().astype(np.float64) if is_at_hand(t) else t
 
 
 def solution_of(run: Run, shape: torch.Size) -> Solution:

@@ -329,7 +329,7 @@ def over_columns(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
 
 
 def relative(residual: Tensor, v: Tensor) -> Tensor:
-    """Norms of residuals relative to right-hand sides; zero where these are."""
+    """Norms of residuals relative to right-hand sides; zero where both are."""
     size = torch.linalg.vector_norm(v, dim=-1).clamp_min_(torch.finfo(v.dtype).tiny)
     return torch.linalg.vector_norm(residual, dim=-1) / size  # type: ignore[no-any-return]
 

@@ -53,7 +53,10 @@ class Unknowns:
             raise ValueError(
                 f"{where}: all tensors of x0 must have one dtype and device; got {kinds}."
             )
-        return cls(spec, tuple(tuple(leaf.shape[batch_ndim:]) for leaf in leaves)), leaves
+        sizes = [tuple(leaf.shape[batch_ndim:]) for leaf in leaves]
+        if torch.compiler.is_compiling():  # they are part of the problem, and symbols may not be
+            sizes = [tuple([len(range(size)) for size in own]) for own in sizes]
+        return cls(spec, tuple(sizes)), leaves
 
 
 def in_order_of(spec: pytree.TreeSpec, tree: Any) -> list[Any]:

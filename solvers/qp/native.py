@@ -139,7 +139,7 @@ def solve(
 
     Args:
         problem: In float64.
-        guess: Multipliers ``(B, rows)`` whose signs say which rows may be active, and where.
+        guess: Multipliers ``(1 or B, rows)`` whose signs say which rows may be active, and where.
         eps_abs: Absolute tolerance of the verdict.
         eps_rel: Relative tolerance of the verdict.
         max_iter: Changes of the active set allowed.
@@ -163,7 +163,12 @@ def solve(
     iterations = torch.from_numpy(np.empty(batch, np.int64))
     side = torch.from_numpy(np.empty((batch, rows), np.int8))
     tensors = *vectors, s, objective, status, iterations, primal, dual, gap, side
-    words += (max_iter, *call.part(guess, 1), *[t.data_ptr() for t in tensors])
+    if guess is None:
+        words += (max_iter, *ABSENT)
+    else:
+        guess = guess.resolve_neg().contiguous()
+        words += (max_iter, guess.data_ptr(), rows if len(guess) > 1 else 0)
+    words += tuple([t.data_ptr() for t in tensors])
     unsettled = call.run(library().optlayers_qp_solve, words, eps_abs, eps_rel)
     return Outcome(*tensors), unsettled
 

@@ -337,9 +337,10 @@ def test_every_solver_shares_matrices(solver):
         torch.testing.assert_close(found[name], wanted, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("batch", [(), (3,), (3, 2), (1, 3), (2, 1)])
 @solvers
-def test_a_warm_start_changes_nothing_but_time(solver):
-    data, _ = planted(3, 8, 8, 2, batch=(3,), bounds=True)
+def test_a_warm_start_changes_nothing_but_time(solver, batch):
+    data, _ = planted(3, 8, 8, 2, batch=batch, bounds=True)
     earlier = solve(data | {"q": data["q"] + 0.1}, solver=solver)
     wanted = solved_and_differentiated(data, solver=solver)
     found = solved_and_differentiated(data, solver=solver, warm_start=earlier)

@@ -43,7 +43,8 @@ typedef struct {
     double *inverse;             /* of the diagonal of that */
     double *direction, *column;  /* room for `stride` */
     /* What the active rows span, as an orthonormal basis: the rows of T' M_a, or with H their
-       products with all rows, T' H_a, which say as much. One after the other, of length `span`. */
+       products with all rows, T' H_a, which say as much. One after the other, of length `span`.
+       Where T is the Cholesky factor, nothing but room. */
     double *basis, *point;       /* point = basis' y, which is -u, or its products */
     const double *image;         /* a row, or its products, where `project` found them */
     long span;                   /* `n`, or with H `rows` */
@@ -93,7 +94,7 @@ INLINE long evaluate(ActiveSet *s) {
     }
     double most = largest_number(worst);
     long found = -1;
-    for (int c = WIDTH - 1; c >= 0; c--) /* the first; nothing to guess for the processor */
+    for (int c = WIDTH - 1; c >= 0; c--) /* no branch, which the processor could only guess */
         found = worst[c] == most ? where[c] + c : found;
     return most > s->tolerance ? found : -1;
 }

@@ -259,7 +259,8 @@ enum { SOME = 8 };
 typedef struct {
     long count;
     double *x, *a_x;             /* one after the other, filled up with zeros */
-    double *of_x, *of_a;         /* for each row of the sums, what they are multiplied by */
+    double *of_x, *of_a;         /* for each row of the sums, what they are multiplied by: of a_x,
+                                    for those of A and G */
 } Waiting;
 
 /* Room for the vectors of one program. */
@@ -275,7 +276,7 @@ typedef struct {
     long *in_force;              /* the eliminated rows and the active ones: where the program keeps */
     double *weights;             /*   them, and room for a number each */
     long *kept;                  /* where `prepare_active` keeps the user's rows; -1 for nowhere */
-    double *adjoint;
+    double *adjoint;             /* a of solve_adjoint, where nobody keeps it */
     Waiting waiting;
 } Solving;
 
@@ -304,7 +305,7 @@ INLINE void lay_out_solving(
     long some = with_sums ? SOME : 0, of_sums = data->n + data->p + data->m;
     s->waiting = (Waiting){
         0, doubles(arena, some * n), doubles(arena, some * n),
-        doubles(arena, some * of_sums), doubles(arena, some * of_sums),
+        doubles(arena, some * of_sums), doubles(arena, some * (of_sums - data->n)),
     };
     set->T = doubles(arena, padded(most) * padded(most));
     set->rows = rows - fixed, set->n = n, set->most = most, set->stride = padded(most);
@@ -742,7 +743,8 @@ INLINE void add_waiting(Waiting *t, const Data *data, double *sums, long piece) 
     for (long r = 0; r < rows; r++) {
         double *row = sums + (piece * rows + r) * stride;
         combine(row, row, t->x, size, NULL, t->of_x + r * SOME, t->count, size);
-        if (r >= n) combine(row, row, t->a_x, size, NULL, t->of_a + r * SOME, t->count, size);
+        if (r < n) continue;
+        combine(row, row, t->a_x, size, NULL, t->of_a + (r - n) * SOME, t->count, size);
     }
     t->count = 0;
 }
@@ -757,8 +759,8 @@ INLINE void wait_for_others(
     memcpy(a_x, a, n * sizeof *a_x);
     for (long k = n; k < size; k++) x[k] = a_x[k] = 0.0;
     for (long r = 0; r < n + p + m; r++) t->of_x[r * SOME + e] = a[r];
-    for (long r = 0; r < p; r++) t->of_a[(n + r) * SOME + e] = y[r];
-    for (long r = 0; r < m; r++) t->of_a[(n + p + r) * SOME + e] = z[r];
+    for (long r = 0; r < p; r++) t->of_a[r * SOME + e] = y[r];
+    for (long r = 0; r < m; r++) t->of_a[(p + r) * SOME + e] = z[r];
 }
 
 /* The gradients of P, A and G, from the sums of all pieces, in their order. */

@@ -254,6 +254,18 @@ def test_no_step_is_in_vain_where_convergence_gets_slower():
     assert torch.equal(recorded.x, solution.x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [1, FEW + 1])
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("tolerance", [0.0, 1e-40])
+def test_the_best_point_where_the_tolerance_is_next_to_nothing(dtype, batch, recorded, tolerance):
+    steps = iter([1.0, 0.5, 0.9, 0.95])
+    solver = Picard(eps_abs=tolerance, eps_rel=0.0, max_iter=3, keep_history=recorded)
+    solution = solver.solve(lambda z: z + next(steps), torch.zeros(batch, 1, dtype=dtype))
+    assert (solution.x == 1.5).all()
+    assert (solution.dual_residual == 0.5).all()
+
+
 @pytest.mark.parametrize("solver", [Picard(), Anderson()], ids=["Picard", "Anderson"])
 @pytest.mark.parametrize("recorded", [False, True])
 def test_on_a_device_numbers_stay_there(solver, recorded, monkeypatch):
