@@ -119,19 +119,29 @@ def _within_a_jvp() -> Iterator[None]:
 
 def in_full_precision(tensors: Tensors) -> AbstractContextManager[Any]:
     """Keep autocast out: it would round what derivatives are made of."""
-    if not torch._C._is_any_autocast_enabled():
-        return _NOTHING
     device = next((t.device.type for t in tensors if t is not None), "cpu")
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
+
+
+def undisturbed(tensors: Tensors) -> AbstractContextManager[None]:
+    """Both of that."""
+    if forward_ad._current_level < 0 and not torch._C._is_any_autocast_enabled():
+        return _NOTHING  # as most often, at once
+    return _undisturbed(tensors)
+
+
+@contextmanager
+def _undisturbed(tensors: Tensors) -> Iterator[None]:
+    with sharing_the_dual_level(), in_full_precision(tensors):
+        yield
 
 
 @contextmanager
 def plainly(inputs: Sequence[Tensor | None]) -> Iterator[list[Tensor]]:
     """The inputs where solvers can use them: in full precision, and where derivatives exist."""
     given = [t for t in inputs if t is not None]
-    full = in_full_precision(given)
     seen = torch.inference_mode(False) if torch.is_inference_mode_enabled() else _NOTHING
-    with seen, torch.no_grad(), sharing_the_dual_level(), full:
+    with seen, torch.no_grad(), undisturbed(given):
         ready = [t.clone() if t.is_inference() else t for t in given]
         if forward_ad._current_level >= 0:
             ready = [forward_ad.unpack_dual(t).primal for t in ready]
@@ -151,7 +161,7 @@ def _remember(
 
 def _pull_back(ctx: Any, saved: Tensors, cotangents: Tensors) -> tuple[Any, ...]:
     inputs, outputs = saved[: ctx.split], saved[ctx.split :]
-    with sharing_the_dual_level(), in_full_precision(outputs):
+    with undisturbed(outputs):
         needed = ctx.needs_input_grad[-ctx.split :]
         return None, *ctx.problem.vjp(inputs, outputs, cotangents, needed)
 

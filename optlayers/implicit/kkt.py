@@ -65,19 +65,6 @@ class KKTConditions:
         """Cotangents of the inputs; slack and objective need no linear solve of their own."""
         data, solution, system = inputs[:8], outputs[:4], self.system(inputs, outputs)
         given = cotangents[: self.differentiable]
-
-        def pull(
-            data: Tensors, solution: Sequence[Tensor], system: System, given: Tensors
-        ) -> list[Tensor | None]:
-            def adjoint(g_x: Tensor, *g_nu: Tensor | None) -> tuple[Tensor, ...]:
-                minus_y, minus_z, minus_box = (None if g is None else -g for g in g_nu)
-                P, _, G, _, A = data[:5]
-                return solve_implicitly(
-                    FixedActiveRows(), P, g_x, G, minus_z, A, minus_y, minus_box, minus_box, *system
-                )
-
-            return pull_back(data, solution, system.side, given, needed, adjoint)
-
         plain = system.L is None and not torch.compiler.is_compiling()
         if plain and nobody_differentiates(cotangents):
             grads = pull_back_natively(
@@ -86,11 +73,13 @@ class KKTConditions:
                 system.side,
                 given,
                 needed,
-                lambda data, solution, side, given: pull(data, solution, System(side), given),
+                lambda data, solution, side, given: _pull(
+                    data, solution, System(side), given, needed
+                ),
             )
             if grads is not None:
                 return grads
-        return pull(data, solution, system, given)
+        return _pull(data, solution, system, given, needed)
 
     def jvp(self, inputs: Tensors, outputs: Sequence[Tensor], tangents: Tensors) -> Tensors:
         """Tangents of the differentiable outputs."""
@@ -134,6 +123,25 @@ class KKTConditions:
             if tangent is not None:
                 value = value - (tangent * z_box * at).sum(-1)
         return [*pushed, t_s, value]
+
+
+def _pull(
+    data: Tensors,
+    solution: Sequence[Tensor],
+    system: System,
+    cotangents: Tensors,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients whose adjoint is an implicit function again."""
+
+    def adjoint(g_x: Tensor, *g_nu: Tensor | None) -> tuple[Tensor, ...]:
+        minus_y, minus_z, minus_box = (None if g is None else -g for g in g_nu)
+        P, _, G, _, A = data[:5]
+        return solve_implicitly(
+            FixedActiveRows(), P, g_x, G, minus_z, A, minus_y, minus_box, minus_box, *system
+        )
+
+    return pull_back(data, solution, system.side, cotangents, needed, adjoint)
 
 
 def pull_back(

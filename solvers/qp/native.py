@@ -154,15 +154,14 @@ def solve(
     if not is_plain(problem.P, q, rows):
         return None
     call = _Call(form)
-    batch, empty = call.batch, doubles
+    batch, new, empty = call.batch, torch.from_numpy, np.empty
     matrices, bounds = (problem.P, problem.G, problem.A), (problem.lb, problem.ub)
     words = call.data(*matrices, q, problem.h, problem.b, *bounds)
-    vectors = empty(batch, n), empty(batch, p), empty(batch, m), empty(batch, boxes)
-    s, objective, primal, dual, gap = empty(batch, m), *[empty(batch) for _ in range(4)]
-    status = torch.from_numpy(np.empty(batch, np.int64))
-    iterations = torch.from_numpy(np.empty(batch, np.int64))
-    side = torch.from_numpy(np.empty((batch, rows), np.int8))
-    tensors = *vectors, s, objective, status, iterations, primal, dual, gap, side
+    x, y, z, z_box, s = [new(empty((batch, size))) for size in (n, p, m, boxes, m)]
+    objective, primal, dual, gap = [new(empty(batch)) for _ in range(4)]
+    status, iterations = new(empty(batch, np.int64)), new(empty(batch, np.int64))
+    side = new(empty((batch, rows), np.int8))
+    tensors = x, y, z, z_box, s, objective, status, iterations, primal, dual, gap, side
     if guess is None:
         words += (max_iter, *ABSENT)
     else:
