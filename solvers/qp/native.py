@@ -7,9 +7,9 @@ Where it is not there, nothing is plain.
 """
 
 import ctypes
-import struct
+from array import array
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,6 @@ LARGEST = 4000
 # Microseconds of work from which a second thread pays.
 WORTH_A_THREAD = 50.0
 
-_address_of, _first_of = ctypes.addressof, ctypes.c_char.from_buffer
 # Address of a tensor, and from one element to the next.
 Part = tuple[int, int]
 ABSENT: Part = (0, 0)
@@ -107,29 +106,30 @@ class _Call:
         words = (*self.sizes, self.batch, *part(P, 2), *part(q, 1), *part(G, 2), *part(h, 1))
         return words + (*part(A, 2), *part(b, 1), *part(lb, 1), *part(ub, 1))
 
-    def run(
-        self, function: Any, words: Sequence[int], eps_abs: float = 0.0, eps_rel: float = 0.0
-    ) -> int:
+    def run(self, function: Any, words: Sequence[int], tolerances: tuple[int, int] = (0, 0)) -> int:
         """Let a function work on the batch, in threads if that pays; how many elements it leaves.
 
         Args:
             function: Of the library.
             words: The data, and what to do with them.
-            eps_abs: Absolute tolerance, where there is one.
-            eps_rel: Relative tolerance, where there is one.
+            tolerances: The absolute and the relative one, as words, where there are such.
         """
-        job = bytearray(
-            struct.pack(f"6q2d{len(words)}q", 0, 0, self.pieces, 0, 0, 0, eps_abs, eps_rel, *words)
-        )
-        address = _address_of(_first_of(job))
+        job = array("q", (0, 0, self.pieces, 0, 0, 0, *tolerances, *words))
+        address, _ = job.buffer_info()
         if self.threads > 1:
             _threads.work_together(function, address, self.threads)
         else:
             function(address)
-        left_over, no_memory = struct.unpack_from("2q", job, 4 * 8)
+        left_over, no_memory = job[4], job[5]
         if no_memory:
             raise MemoryError(f"no memory for a quadratic program with {self.sizes[0]} variables.")
-        return left_over  # type: ignore[no-any-return]
+        return left_over
+
+
+@lru_cache
+def _word(number: float) -> int:
+    """The integer that has the bits of a floating-point number."""
+    return array("q", array("d", (number,)).tobytes())[0]
 
 
 def solve(
@@ -168,7 +168,8 @@ def solve(
         guess = guess.resolve_neg().contiguous()
         words += (max_iter, guess.data_ptr(), rows if len(guess) > 1 else 0)
     words += tuple([t.data_ptr() for t in tensors])
-    unsettled = call.run(library().optlayers_qp_solve, words, eps_abs, eps_rel)
+    tolerances = _word(eps_abs), _word(eps_rel)
+    unsettled = call.run(library().optlayers_qp_solve, words, tolerances)
     return Outcome(*tensors), unsettled
 
 
