@@ -229,10 +229,11 @@ def adjoint(
         for i, summed in enumerate(wanted.summed):
             if summed:
                 totals[i // 2], places[i] = places[i], 0
-    singular = torch.from_numpy(np.empty(call.batch, np.bool_))
+    singular = array("b", bytes(call.batch))
     words += (x.data_ptr(), n, y.data_ptr(), p, z.data_ptr(), m, z_box.data_ptr(), boxes)
     words += (side.data_ptr(), *part(of_x, 1), *part(of_y, 1), *part(of_z, 1), *part(of_box, 1))
     words += (*part(of_s, 1), *part(of_value, 0), *places)
-    words += (*[0 if t is None else t.data_ptr() for t in (a, sums)], *totals, singular.data_ptr())
+    words += (0 if a is None else a.data_ptr(), 0 if sums is None else sums.data_ptr(), *totals)
+    words += (singular.buffer_info()[0],)
     some = call.run(library().optlayers_qp_adjoint, words)
-    return grads, a, singular if some else None
+    return grads, a, torch.frombuffer(singular, dtype=torch.bool) if some else None
