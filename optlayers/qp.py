@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from solvers.batch import broadcast_shapes, flat
+from solvers.batch import flat
 from solvers.qp.choose import Automatic
 from solvers.qp.kkt import Factor
 from solvers.qp.quadratic_program import (
@@ -15,6 +15,8 @@ from solvers.qp.quadratic_program import (
     DATA_NDIM,
     QuadraticProgram,
     check,
+    fit,
+    shapes_of,
 )
 from solvers.qp.solver import Outcome, QPSolver, unflatten
 from solvers.solution import Solution, Status
@@ -110,9 +112,7 @@ def qp(
     if adjoint is not None:
         check_adjoint("qp", adjoint)
     data = [P, q, G, h, A, b, lb, ub]
-    sparse = False
-    for t in (P, G, A):
-        sparse = sparse or (t is not None and t.layout != torch.strided)
+    sparse = any(t is not None and t.layout != torch.strided for t in (P, G, A))
     if sparse or not (solver is None or isinstance(solver, QPSolver)):
         return _as_cone_program(data, solver, adjoint, warm_start, on_failure)
     return solve_quadratic_program("qp", data, shape, solver, adjoint, warm_start, on_failure)
@@ -300,17 +300,9 @@ class SolvedProgram(KKTConditions):
 
     def fake(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Shapes of the outputs when no factor is kept."""
-        _, q, G, _, A, _, lb, ub = inputs[:8]
+        q = inputs[1]
         assert q is not None
-        shape = broadcast_shapes(
-            *(
-                t.shape[: t.ndim - c]
-                for t, c in zip(inputs, DATA_NDIM, strict=False)
-                if t is not None
-            )
-        )
-        n, p, m = q.shape[-1], 0 if A is None else A.shape[-2], 0 if G is None else G.shape[-2]
-        boxes = 0 if lb is None and ub is None else n
+        shape, n, p, m, boxes = fit.__wrapped__(self.where, shapes_of(inputs[:8]))
         vectors = [q.new_empty(*shape, size) for size in (n, p, m, boxes, m)]
         integers = [q.new_empty(shape, dtype=torch.long) for _ in range(2)]
         scalars = [q.new_empty(shape) for _ in range(4)]

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from solvers.batch import broadcast_shapes
 from solvers.qp.interior_point import InteriorPoint
-from solvers.qp.quadratic_program import DATA_NDIM, QuadraticProgram
+from solvers.qp.quadratic_program import DATA_NDIM, QuadraticProgram, fit, shapes_of
 from solvers.qp.rows import stack, unstack
 from solvers.solution import SolverError, Status
 
@@ -153,18 +152,10 @@ class CentralPath:
 
     def fake(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Shapes of the outputs."""
-        _, q, _, _, A, _, lb, ub, _ = inputs
+        q = inputs[1]
         assert q is not None
-        shape = broadcast_shapes(
-            *(
-                t.shape[: t.ndim - c]
-                for t, c in zip(inputs, DATA_NDIM, strict=False)
-                if t is not None
-            )
-        )
-        n, p = q.shape[-1], 0 if A is None else A.shape[-2]
-        sizes = (n, p, 0 if lb is ub is None else n)
-        vectors = (q.new_empty(*shape, size) for size in sizes)
+        shape, n, p, _, boxes = fit.__wrapped__("qp", shapes_of(inputs[:8]))
+        vectors = (q.new_empty(*shape, size) for size in (n, p, boxes))
         return *vectors, q.new_empty(shape, dtype=torch.bool)
 
     def _linear(

@@ -142,6 +142,7 @@ class _Record:
         # On a CPU numpy does in a fraction of the time what little there is to do with numbers, and
         # a loop over a few of them in a fraction of that.
         self.on_cpu = is_at_hand(x)
+        self.xp: Any = np if self.on_cpu else torch
         self.few = self.on_cpu and count <= FEW
         self.everyone = torch.ones(count, dtype=torch.bool, device=x.device)
         recorded = solver.verbose or solver.keep_history
@@ -174,6 +175,7 @@ class _Record:
     def _nothing_happens(self, it: Iterate, scale: Tensor) -> bool:
         """Whether all samples are better than before and none is there, or all are."""
         eps_abs, eps_rel, tiny, best = self.eps_abs, self.eps_rel, self.tiny, self.ratios
+        back = self._looks_back()
         if self.few:
             tolerances: Any = [max(eps_abs + eps_rel * size, tiny) for size in scale.tolist()]
             pairs = zip(it.error.tolist(), tolerances, strict=True)
@@ -183,7 +185,7 @@ class _Record:
             quiet = all(1.0 < r < bound for r, bound in zip(ratios, best, strict=True))
             there = not quiet and all(0.0 < r < 1.0 for r in ratios)
             self.all_there = there and min(tolerances) > tiny
-            stuck = self._looks_back() and any(map(_stuck, ratios, self.before))
+            stuck = back and any(map(_stuck, ratios, self.before))
         else:
             tolerances = (eps_abs + eps_rel * exact(scale)).clip(tiny)
             ratios = exact(it.error) / tolerances
@@ -191,9 +193,9 @@ class _Record:
             quiet = bool(np.logical_and.reduce(better & (ratios > 1.0)))
             there = not quiet and bool(((ratios > 0.0) & (ratios < 1.0)).all())
             self.all_there = there and float(tolerances.min()) > tiny
-            stuck = self._looks_back() and bool(_stuck(ratios, self.before).any())
+            stuck = back and bool(_stuck(ratios, self.before).any())
         if quiet and not stuck:
-            if self._looks_back():
+            if back:
                 self.before = ratios
             self.ratios, self.quiet, self.k = ratios, self.quiet + 1, self.k + 1
             return True
@@ -201,8 +203,7 @@ class _Record:
 
     def _write_down(self) -> None:
         """What has become of each sample in the steps in which nothing happened."""
-        xp, last = np if self.on_cpu else torch, self.last
-        self.xp: Any = xp
+        xp, last = self.xp, self.last
         if not self.written:
             self.written = True
             self.best, self.best_value = last.x, last.value

@@ -88,10 +88,8 @@ def solve_implicitly(problem: ImplicitProblem, *inputs: Tensor | None) -> tuple[
         outputs: tuple[Tensor, ...] = solve_compiled(problem, *inputs)
     elif legacy_vmap_level():
         outputs = _under_legacy_vmap(problem, inputs)
-    elif torch._C._are_functorch_transforms_active():
-        outputs = Implicit.apply(problem, *inputs)  # type: ignore[no-untyped-call]
     else:
-        outputs = _apply_plainly(problem, inputs)
+        outputs = _apply(problem, inputs)
     return outputs
 
 
@@ -124,7 +122,7 @@ def in_full_precision(tensors: Tensors) -> AbstractContextManager[Any]:
 
 
 def undisturbed(tensors: Tensors) -> AbstractContextManager[None]:
-    """Both of that."""
+    """Let ``torch.func.jvp`` work inside ``dual_level``, and keep autocast out."""
     if forward_ad._current_level < 0 and not torch._C._is_any_autocast_enabled():
         return _NOTHING  # as most often, at once
     return _undisturbed(tensors)
@@ -166,13 +164,13 @@ def _pull_back(ctx: Any, saved: Tensors, cotangents: Tensors) -> tuple[Any, ...]
         return None, *ctx.problem.vjp(inputs, outputs, cotangents, needed)
 
 
-def _push_forward(ctx: Any, tangents: Tensors) -> Tensors:
+def _push_forward(ctx: Any, tangents: Tensors) -> tuple[Tensors, int]:
+    """Tangents of the differentiable outputs, and how many outputs there are in all."""
     with _set_fwd_grad_enabled(True), sharing_the_dual_level():
         saved = [None if t is None else unpack_dual(t).primal for t in ctx.saved_tensors]
         inputs, outputs = saved[: ctx.split], saved[ctx.split :]
         with in_full_precision(outputs):
-            pushed: Tensors = ctx.problem.jvp(inputs, outputs, tangents)
-    return pushed
+            return ctx.problem.jvp(inputs, outputs, tangents), len(outputs)
 
 
 class Implicit(torch.autograd.Function):
@@ -199,8 +197,8 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _problem: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Push tangents forward through the conditions."""
-        pushed = _push_forward(ctx, tangents)
-        return *pushed, *[None] * (len(ctx.saved_tensors) - ctx.split - len(pushed))
+        pushed, count = _push_forward(ctx, tangents)
+        return *pushed, *[None] * (count - len(pushed))
 
     @staticmethod
     def vmap(
@@ -221,23 +219,16 @@ def _under_legacy_vmap(
 ) -> tuple[Tensor, ...]:
     """The rule for an older ``vmap``, behind ``is_grads_batched``, which asks for none."""
     level = legacy_vmap_level()
-    transformed = torch._C._are_functorch_transforms_active()
-
-    def solve(problem: ImplicitProblem, inputs: Tensors) -> tuple[Tensor, ...]:
-        if transformed:
-            return Implicit.apply(problem, *inputs)  # type: ignore[no-untyped-call, no-any-return]
-        return _apply_plainly(problem, inputs)
-
     dims = [0 if t is not None and is_legacy_batchedtensor(t) else None for t in inputs]
     if not any(d == 0 for d in dims):
-        return solve(problem, inputs)
+        return _apply(problem, inputs)
     plain = [
         t if t is None or d is None else torch._remove_batch_dim(t, level, 0, 0)
         for t, d in zip(inputs, dims, strict=True)
     ]
     size = next(len(t) for t, d in zip(plain, dims, strict=True) if t is not None and d == 0)
     mapped, moved = problem.map(size, dims, plain)
-    outputs = solve(mapped, moved)
+    outputs = _apply(mapped, moved)
     return tuple(
         t[0] if len(t) == 1 != size else torch._add_batch_dim(t, 0, level) for t in outputs
     )
@@ -264,16 +255,20 @@ class _Plain(torch.autograd.Function):
     def jvp(
         ctx: Any, _problem: None, _rest: None, *tangents: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        return tuple(_push_forward(ctx, tangents))
+        pushed, _ = _push_forward(ctx, tangents)
+        return tuple(pushed)
 
 
 # What ``_Plain.apply`` calls where no transform is active, after looking for dead wrappers in three
 # times the time it takes here.
-_apply = super(torch.autograd.Function, _Plain).apply
+_apply_plain = super(torch.autograd.Function, _Plain).apply
 
 
-def _apply_plainly(problem: ImplicitProblem, inputs: Tensors) -> tuple[Tensor, ...]:
+def _apply(problem: ImplicitProblem, inputs: Tensors) -> tuple[Tensor, ...]:
+    """Call the function for what is around, but for the compiler and the older ``vmap``."""
+    if torch._C._are_functorch_transforms_active():
+        return Implicit.apply(problem, *inputs)  # type: ignore[no-untyped-call, no-any-return]
     rest: list[Tensor] = []
     alive = [t if t is None else unwrap_if_dead(t) for t in inputs]
-    outputs = _apply(problem, rest, *alive)  # type: ignore[no-untyped-call]
+    outputs = _apply_plain(problem, rest, *alive)  # type: ignore[no-untyped-call]
     return *outputs, *rest

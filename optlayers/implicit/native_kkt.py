@@ -87,7 +87,10 @@ class _Plan(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _plan(
-    shapes: Shapes, needed: tuple[bool, ...], of_solution: Shapes, batch_shape: torch.Size
+    shapes: Shapes,
+    needed: tuple[bool, ...],
+    of_solution: tuple[torch.Size, ...],
+    batch_shape: torch.Size,
 ) -> _Plan | None:
     """Remembered, as shapes most often come again; None where elements share their solution.
 
@@ -97,9 +100,9 @@ def _plan(
         of_solution: Shapes of ``x, y, z, z_box``.
         batch_shape: That of the sides.
     """
-    if of_solution[0] is None or of_solution[0][:-1] != batch_shape:
+    if of_solution[0][:-1] != batch_shape:
         return None
-    n, p, m, boxes = (0 if shape is None else shape[-1] for shape in of_solution)
+    n, p, m, boxes = (shape[-1] for shape in of_solution)
     form = Form(batch_shape, n, p, m, boxes)
     asked = [i for i in range(8) if needed[i] and shapes[i] is not None]
     plain = [() if shape is None else tuple(shape) for shape in shapes]

@@ -154,13 +154,13 @@ def solve(
     if not is_plain(problem.P, q, rows):
         return None
     call = _Call(form)
-    batch, new, empty = call.batch, torch.from_numpy, np.empty
+    batch = call.batch
     matrices, bounds = (problem.P, problem.G, problem.A), (problem.lb, problem.ub)
     words = call.data(*matrices, q, problem.h, problem.b, *bounds)
-    x, y, z, z_box, s = [new(empty((batch, size))) for size in (n, p, m, boxes, m)]
-    objective, primal, dual, gap = [new(empty(batch)) for _ in range(4)]
-    status, iterations = new(empty(batch, np.int64)), new(empty(batch, np.int64))
-    side = new(empty((batch, rows), np.int8))
+    x, y, z, z_box, s = [doubles(batch, size) for size in (n, p, m, boxes, m)]
+    objective, primal, dual, gap = [doubles(batch) for _ in range(4)]
+    status, iterations = [torch.from_numpy(np.empty(batch, np.int64)) for _ in range(2)]
+    side = torch.from_numpy(np.empty((batch, rows), np.int8))
     tensors = x, y, z, z_box, s, objective, status, iterations, primal, dual, gap, side
     if guess is None:
         words += (max_iter, *ABSENT)
@@ -219,7 +219,7 @@ def adjoint(
     words = call.data(data[0], data[2], data[4])
     of_x, of_y, of_z, of_box, of_s, of_value = cotangents
     side = side.contiguous()
-    grads = [None if size is None else torch.from_numpy(np.empty(size)) for size in wanted.shapes]
+    grads = [None if size is None else doubles(*size) for size in wanted.shapes]
     places = [0 if t is None else t.data_ptr() for t in grads]
     a = doubles(*shape, n + p + m + boxes) if wanted.with_adjoint else None
     sums, totals = None, [0, 0, 0]

@@ -83,7 +83,7 @@ def pieces(problem: QuadraticProgram) -> list[tuple[int, int]]:
     matrices = [t for t in (problem.P, problem.G, problem.A) if t is not None]
     if problem.q.device.type != "cpu" or all(t.shape[:-2].numel() == 1 for t in matrices):
         return [(0, batch)]  # shared matrices are factored once; elsewhere, parallelism counts
-    rows = problem.m + problem.p + (0 if problem.lb is problem.ub is None else n)
+    rows = problem.p + problem.m + problem.form.boxes
     entries, threads = batch * n * (n + rows), available()
     count = max(-(-entries // PIECE_ENTRIES), min(threads, entries // WORTH_A_THREAD), 1)
     if count > 1:
@@ -214,8 +214,8 @@ def start_of(
     if warm_start is None:
         return None
     parts = [t for t in (warm_start.y, warm_start.z, warm_start.z_box) if t is not None]
-    n, boxes = problem.n, 0 if problem.lb is problem.ub is None else problem.n
-    wanted = (problem.batch_shape, n, (problem.p, problem.m, boxes))
+    shape, n, *sizes = problem.form
+    wanted = (shape, n, tuple(sizes))
     x = warm_start.x
     given = (x.shape[:-1], x.shape[-1], tuple(t.shape[-1] for t in parts))
     if given != wanted:

@@ -108,8 +108,7 @@ INLINE double project(ActiveSet *s, long j) {
         for (long i = 0; i < s->count; i++) s->column[i] = s->basis[i * s->span + j];
         square = s->image[j];
     } else {
-        const double *M = entry((double *)s->M, s->n, j, 0);
-        for (long k = 0; k < s->n; k++) s->u[k] = M[k * WIDTH];
+        unpack_row(s->u, s->M, s->n, j);
         s->image = s->u;
         for (long i = 0; i < s->count; i++) s->column[i] = dot(s->basis + i * s->span, s->u, s->n);
         square = dot(s->u, s->u, s->n);
@@ -157,10 +156,7 @@ INLINE int activate(ActiveSet *s, long count) {
     long n = s->n, size = padded(count);
     const long *rows = s->row;
     clear(s);
-    for (long i = 0; !s->H && i < count; i++) {
-        const double *M = entry((double *)s->M, n, rows[i], 0);
-        for (long k = 0; k < n; k++) s->basis[i * n + k] = M[k * WIDTH];
-    }
+    for (long i = 0; !s->H && i < count; i++) unpack_row(s->basis + i * n, s->M, n, rows[i]);
     for (long i = 0; i < size; i++) {
         double *to = entry(s->T, size, i, 0);
         for (long k = 0; k < (i / WIDTH + 1) * WIDTH; k++) {

@@ -235,12 +235,15 @@ INLINE void combine(
     }
 }
 
+/* Row i of panels, one number after the other. */
+INLINE void unpack_row(double *to, const double *panels, long columns, long i) {
+    const double *from = entry((double *)panels, columns, i, 0);
+    for (long k = 0; k < columns; k++) to[k] = from[k * WIDTH];
+}
+
 /* Row-major from panels of `rows` rows. */
 INLINE void unpack(double *to, const double *panels, long rows, long columns) {
-    for (long i = 0; i < rows; i++) {
-        const double *from = entry((double *)panels, columns, i, 0);
-        for (long k = 0; k < columns; k++) to[i * columns + k] = from[k * WIDTH];
-    }
+    for (long i = 0; i < rows; i++) unpack_row(to + i * columns, panels, columns, i);
 }
 
 INLINE double dot(const double *a, const double *b, long size) {
