@@ -10,6 +10,7 @@ from solvers.cone.clarabel import Clarabel
 from solvers.cone.cone import Cone
 from solvers.cone.cone_program import ConeProgram
 from solvers.cone.solver import ConeSolver
+from solvers.qp.quadratic_program import check
 from solvers.qp.solver import QPSolver
 from solvers.solution import Solution
 
@@ -150,8 +151,11 @@ def _as_quadratic_program(
         b.index_select(-1, rows.equal) if len(equal) else None,
         None, None,
     ]  # fmt: skip
+    P, q, *rest = data
+    assert q is not None
+    form = check("cone_program", P, q, *rest)
     solution = solve_quadratic_program(
-        "cone_program", data, program.batch_shape, solver, adjoint, start, on_failure
+        "cone_program", data, form, solver, adjoint, start, on_failure
     )
     y, z, s = solution.y, solution.z, solution.s
     assert y is not None

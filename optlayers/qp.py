@@ -13,6 +13,7 @@ from solvers.qp.kkt import Factor
 from solvers.qp.quadratic_program import (
     CORE_NDIM,
     DATA_NDIM,
+    Form,
     QuadraticProgram,
     check,
     fit,
@@ -107,15 +108,17 @@ def qp(
         >>> h.grad
         tensor([-1.])
     """
-    shape = check("qp", P, q, G, h, A, b, lb, ub).batch_shape
+    form = check("qp", P, q, G, h, A, b, lb, ub)
     check_policy("qp", on_failure)
     if adjoint is not None:
         check_adjoint("qp", adjoint)
     data = [P, q, G, h, A, b, lb, ub]
-    sparse = any(t is not None and t.layout != torch.strided for t in (P, G, A))
+    sparse = P is not None and P.layout is not torch.strided
+    sparse = sparse or (G is not None and G.layout is not torch.strided)
+    sparse = sparse or (A is not None and A.layout is not torch.strided)
     if sparse or not (solver is None or isinstance(solver, QPSolver)):
         return _as_cone_program(data, solver, adjoint, warm_start, on_failure)
-    return solve_quadratic_program("qp", data, shape, solver, adjoint, warm_start, on_failure)
+    return solve_quadratic_program("qp", data, form, solver, adjoint, warm_start, on_failure)
 
 
 def _as_cone_program(
@@ -147,7 +150,7 @@ def _as_cone_program(
 def solve_quadratic_program(
     where: str,
     given: list[Tensor | None],
-    shape: torch.Size,
+    form: Form,
     solver: QPSolver | None,
     adjoint: Exact | Smoothed | None,
     warm_start: Solution | None,
@@ -159,7 +162,7 @@ def solve_quadratic_program(
     Args:
         where: The function that the user called, for messages.
         given: ``P, q, G, h, A, b, lb, ub``, dense.
-        shape: The batch shape.
+        form: What their shapes say.
         solver: See :func:`qp`, as the following.
         adjoint: Which derivatives.
         warm_start: An earlier solution.
@@ -180,7 +183,9 @@ def solve_quadratic_program(
     # Compiled code makes the factor again: an operator's output shapes may not depend on values.
     keep_factor = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     keep_factor = keep_factor and not isinstance(adjoint, Smoothed)
-    problem = SolvedProgram(solver, on_failure, keep_factor, where)
+    known = None if torch.compiler.is_compiling() else form
+    problem = SolvedProgram(solver, on_failure, keep_factor, where, known)
+    shape = form.batch_shape
     finite = None
     if on_failure != "raise":
         data, finite = _without_rubbish(data, shape)
@@ -243,6 +248,7 @@ class SolvedProgram(KKTConditions):
     on_failure: OnFailure = "raise"
     keep_factor: bool = True
     where: str = "qp"
+    form: Form | None = None  # of the inputs, if it is known
 
     @property
     def differentiable(self) -> int:
@@ -255,7 +261,7 @@ class SolvedProgram(KKTConditions):
 
     def solve(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Solve, report failures, and make failed elements harmless for derivatives."""
-        program = QuadraticProgram.trusted(*inputs[:8])
+        program = QuadraticProgram.trusted(*inputs[:8], form=self.form)
         finite, start_x, start_nu = inputs[8:]
         shape = program.batch_shape
         start = None
@@ -313,7 +319,7 @@ class SolvedProgram(KKTConditions):
         self, size: int, dims: Sequence[int | None], inputs: Tensors
     ) -> tuple["SolvedProgram", Tensors]:
         """Move the mapped dimension to the front."""
-        return self, batch_first(dims, inputs, INPUT_NDIM)
+        return replace(self, form=None), batch_first(dims, inputs, INPUT_NDIM)
 
 
 def _harmless(found: Outcome, failed: Tensor) -> Outcome:

@@ -66,10 +66,10 @@ class QuadraticForm(Form):
         q, d = self.without_t(data)
         G, A = self._matrix(data, "G", self.m), self._matrix(data, "A", self.p)
         h, b = data.get("h"), data.get("b")
-        shape = check("CvxpyLayer", P, q, G, h, A, b, None, None).batch_shape
+        form = check("CvxpyLayer", P, q, G, h, A, b, None, None)
         program = [P, q, G, h, A, b, None, None]
         solution = solve_quadratic_program(
-            "CvxpyLayer", program, shape, self.solver, adjoint, warm_start, on_failure, precision
+            "CvxpyLayer", program, form, self.solver, adjoint, warm_start, on_failure, precision
         )
         assert solution.objective is not None
         solution.objective = solution.objective + d

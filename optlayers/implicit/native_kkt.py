@@ -47,8 +47,7 @@ def pull_back_natively(
     x = solution[0]
     if not native.is_plain(data[0], x, side.shape[-1]):
         return None
-    sizes = tuple([t.shape for t in solution])
-    plan = _plan(shapes_of(data), tuple(needed[:8]), sizes, side.shape[:-1])
+    plan = _plan(shapes_of(data), tuple(needed[:8]), x.shape, side.shape)
     if plan is None:
         return None
     given = [*cotangents, None, None][:6]
@@ -87,22 +86,22 @@ class _Plan(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _plan(
-    shapes: Shapes,
-    needed: tuple[bool, ...],
-    of_solution: tuple[torch.Size, ...],
-    batch_shape: torch.Size,
+    shapes: Shapes, needed: tuple[bool, ...], of_x: torch.Size, of_side: torch.Size
 ) -> _Plan | None:
     """Remembered, as shapes most often come again; None where elements share their solution.
 
     Args:
         shapes: Of the data.
         needed: Which gradients are asked for.
-        of_solution: Shapes of ``x, y, z, z_box``.
-        batch_shape: That of the sides.
+        of_x: Shape of the solution.
+        of_side: Shape of the sides.
     """
-    if of_solution[0][:-1] != batch_shape:
+    batch_shape = of_side[:-1]
+    if of_x[:-1] != batch_shape:
         return None
-    n, p, m, boxes = (shape[-1] for shape in of_solution)
+    G, A = shapes[2], shapes[4]
+    n, p, m = of_x[-1], 0 if A is None else A[-2], 0 if G is None else G[-2]
+    boxes = of_side[-1] - p - m
     form = Form(batch_shape, n, p, m, boxes)
     asked = [i for i in range(8) if needed[i] and shapes[i] is not None]
     plain = [() if shape is None else tuple(shape) for shape in shapes]

@@ -20,7 +20,6 @@ from torch import Tensor
 from .. import _threads
 from ..batch import flat
 from .quadratic_program import Form, QuadraticProgram
-from .rows import doubles
 from .solver import Outcome
 
 LIBRARY = Path(__file__).parent / "c" / "native.so"
@@ -31,6 +30,9 @@ INTERFACE = 6
 LARGEST = 4000
 # Microseconds of work from which a second thread pays.
 WORTH_A_THREAD = 50.0
+
+# Memory from numpy, which asks the system for huge pages, as tensors; each call counts here.
+_new, _empty = torch.from_numpy, np.empty
 
 # Address of a tensor, and from one element to the next.
 Part = tuple[int, int]
@@ -157,10 +159,10 @@ def solve(
     batch = call.batch
     matrices, bounds = (problem.P, problem.G, problem.A), (problem.lb, problem.ub)
     words = call.data(*matrices, q, problem.h, problem.b, *bounds)
-    x, y, z, z_box, s = [doubles(batch, size) for size in (n, p, m, boxes, m)]
-    objective, primal, dual, gap = [doubles(batch) for _ in range(4)]
-    status, iterations = [torch.from_numpy(np.empty(batch, np.int64)) for _ in range(2)]
-    side = torch.from_numpy(np.empty((batch, rows), np.int8))
+    x, y, z, z_box, s = [_new(_empty((batch, size))) for size in (n, p, m, boxes, m)]
+    objective, primal, dual, gap = [_new(_empty(batch)) for _ in range(4)]
+    status, iterations = _new(_empty(batch, np.int64)), _new(_empty(batch, np.int64))
+    side = _new(_empty((batch, rows), np.int8))
     tensors = x, y, z, z_box, s, objective, status, iterations, primal, dual, gap, side
     if guess is None:
         words += (max_iter, *ABSENT)
@@ -219,9 +221,9 @@ def adjoint(
     words = call.data(data[0], data[2], data[4])
     of_x, of_y, of_z, of_box, of_s, of_value = cotangents
     side = side.contiguous()
-    grads = [None if size is None else doubles(*size) for size in wanted.shapes]
+    grads = [None if size is None else _new(_empty(size)) for size in wanted.shapes]
     places = [0 if t is None else t.data_ptr() for t in grads]
-    a = doubles(*shape, n + p + m + boxes) if wanted.with_adjoint else None
+    a = _new(_empty((*shape, n + p + m + boxes))) if wanted.with_adjoint else None
     sums, totals = None, [0, 0, 0]
     if any(wanted.summed):
         # Compiled code wants them to begin where registers do, as torch's memory does.

@@ -13,7 +13,6 @@ from ..batch import broadcast_shapes
 # name -> number of core dimensions, the last of which is n for matrices and bounds.
 CORE_NDIM = {"P": 2, "q": 1, "G": 2, "h": 1, "A": 2, "b": 1, "lb": 1, "ub": 1}
 DATA_NDIM = tuple(CORE_NDIM.values())
-_Q_FIRST = ("q", *(name for name in CORE_NDIM if name != "q"))
 
 
 class Form(NamedTuple):
@@ -78,14 +77,14 @@ class QuadraticProgram:
         self.form = check("QuadraticProgram", **self.__dict__)
 
     @classmethod
-    def trusted(cls, *data: Tensor | None) -> "QuadraticProgram":
-        """From ``P, q, G, h, A, b, lb, ub`` that have passed the checks before."""
+    def trusted(cls, *data: Tensor | None, form: Form | None = None) -> "QuadraticProgram":
+        """From ``P, q, G, h, A, b, lb, ub`` that have passed the checks, which found the form."""
         problem = object.__new__(cls)
         P, q, G, h, A, b, lb, ub = data
         assert q is not None
         problem.P, problem.q, problem.G, problem.h = P, q, G, h
         problem.A, problem.b, problem.lb, problem.ub = A, b, lb, ub
-        problem.form = fit("QuadraticProgram", shapes_of(data))
+        problem.form = fit("QuadraticProgram", shapes_of(data)) if form is None else form
         return problem
 
     @property
@@ -147,26 +146,34 @@ def check(
         TypeError: If an argument is not a floating-point tensor.
         ValueError: If shapes or devices do not fit together.
     """
+    data = (P, q, G, h, A, b, lb, ub)
     device = getattr(q, "device", None)
-    # First q, which the others are held against.
-    for name, t in zip(_Q_FIRST, (q, P, G, h, A, b, lb, ub), strict=True):
+    for t in data:
+        fits = isinstance(t, Tensor) and t.is_floating_point() and t.device == device
+        if not (fits or (t is None and q is not None)):
+            _refuse(where, data, device)
+    # The compiler has shapes of its own, which are not to be remembered.
+    known = fit.__wrapped__ if torch.compiler.is_compiling() else fit
+    return known(where, shapes_of(data))
+
+
+def _refuse(where: str, data: Sequence[object], device: torch.device | None) -> None:
+    """Say which argument is no tensor, or elsewhere than ``q``, which comes first."""
+    given = dict(zip(CORE_NDIM, data, strict=True))
+    for name, t in [("q", given.pop("q")), *given.items()]:
         if t is None and name != "q":
             continue
-        tensor: object = t  # whatever the annotations say
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            got = f"{tensor.dtype} tensor" if isinstance(tensor, Tensor) else type(t).__name__
+        if not isinstance(t, Tensor) or not t.is_floating_point():
+            got = f"{t.dtype} tensor" if isinstance(t, Tensor) else type(t).__name__
             raise TypeError(
                 f"{where}: {name} must be a real floating-point tensor; got {got}. "
                 f"Convert it, e.g. torch.as_tensor({name}, dtype=torch.float64)."
             )
-        if tensor.device != device:
+        if t.device != device:
             raise ValueError(
                 f"{where}: all arguments must be on one device; q is on {device} and {name} on "
-                f"{tensor.device}. Move them with .to()."
+                f"{t.device}. Move them with .to()."
             )
-    # The compiler has shapes of its own, which are not to be remembered.
-    known = fit.__wrapped__ if torch.compiler.is_compiling() else fit
-    return known(where, shapes_of((P, q, G, h, A, b, lb, ub)))
 
 
 Shapes = tuple[torch.Size | None, ...]
