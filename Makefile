@@ -58,13 +58,13 @@ bench-cone: $(VENV)/.installed-bench  ## time problems written in cvxpy against 
 clean:  ## remove the environment and whatever was built
 	rm -rf $(VENV) build dist docs/_build docs/auto_examples docs/sg_execution_times.rst
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f solvers/qp/c/*.so
+	rm -f solvers/c/*.so
 	find optlayers solvers tests examples benchmarks docs -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # --- the environment ------------------------------------------------------------------------------
 # A stamp file says what is installed; it is renewed when the requirements change, or what is compiled.
 
-COMPILED := hatch_build.py $(wildcard solvers/qp/c/*.[ch])
+COMPILED := hatch_build.py $(wildcard solvers/c/*.[ch])
 
 $(VENV)/.created:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "optlayers needs Python 3.11 or later, and $(PYTHON) is older: say `make PYTHON=/path/to/python3.11 ...`")'

@@ -1,6 +1,6 @@
-"""Compile ``solvers/qp/c`` while the package is built, where there is a C compiler.
+"""Compile ``solvers/c`` while the package is built, where there is a C compiler.
 
-Without one the package is complete, and solves small quadratic programs more slowly.
+Without one the package is complete, and slower where problems are small.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = "solvers/qp/c"
+SOURCES = "solvers/c"
 LIBRARY = f"{SOURCES}/native.so"
 # Sums may be reordered; NaN and infinity keep their meaning.
 FLAGS = "-O3 -std=gnu11 -fPIC -fno-math-errno -fno-trapping-math -fassociative-math"
@@ -61,6 +61,7 @@ def compile_library(root: Path) -> None:
         # A new file in its place: processes that have the old one loaded keep it.
         made = sources / f"native.{os.getpid()}.so"
         define = ["-DWITH_LEVELS"] if many else []
-        command = [*compiler, *FLAGS.split(), *define, "-shared", str(sources / "dispatch.c")]
-        subprocess.run([*command, *objects, "-o", str(made), "-lm"], check=True)
+        command = [*compiler, *FLAGS.split(), *define, "-shared"]
+        command += [str(sources / "dispatch.c"), str(sources / "steps.c"), *objects]
+        subprocess.run([*command, "-o", str(made), "-lm"], check=True)
         made.replace(root / LIBRARY)

@@ -5,7 +5,8 @@ which samples still run; all it remembers are local variables. Samples never wai
 be right: what a sample ends with is recorded when it stops, whatever the method does to it later.
 """
 
-from collections.abc import Generator
+from array import array
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._native import library, word
 from .solution import Solution, Status
 
 # Tolerances where none are given: what a well-conditioned problem reaches in this precision.
@@ -104,7 +106,6 @@ class IterativeSolver:
         return eps_abs, default if self.eps_rel is None else self.eps_rel
 
     @torch.no_grad()
-    @np.errstate(all="ignore")  # what is not finite is found and said in the status
     def run(self, iterates: Iterates) -> Run:
         """Run a method until every sample is done.
 
@@ -115,19 +116,15 @@ class IterativeSolver:
             For each sample its best or last point, and what became of it.
         """
         it = next(iterates)
-        record = _Record(self, it)
+        record = _record_of(self, it)
         while not record.looks_at(it):
-            it = iterates.send(record.mask())
+            it = iterates.send(record.running)
         iterates.close()
         return record.run(it)
 
 
 class _Record:
-    """What became of every sample so far; one number a sample.
-
-    Most often all samples run and get better in every step, and are there in the same one. As long
-    as that is so, on a CPU, a step leaves nothing but its iterate, and its errors relative to the
-    tolerances; only when something else happens it is written down for each sample.
+    """What became of every sample so far, on any device.
 
     Args:
         solver: Says when to stop.
@@ -135,127 +132,46 @@ class _Record:
     """
 
     def __init__(self, solver: IterativeSolver, first: Iterate) -> None:
-        x, count = first.x, len(first.x)
-        self.solver = solver
+        x, error = first.x, first.error
+        self.solver, self.k = solver, 0
         self.eps_abs, self.eps_rel = solver.tolerances(x.dtype)
         self.tiny = torch.finfo(x.dtype).tiny  # the least that errors are divided by
-        # On a CPU numpy does in a fraction of the time what little there is to do with numbers, and
-        # a loop over a few of them in a fraction of that.
-        self.on_cpu = is_at_hand(x)
-        self.xp: Any = np if self.on_cpu else torch
-        self.few = self.on_cpu and count <= FEW
-        self.everyone = torch.ones(count, dtype=torch.bool, device=x.device)
-        recorded = solver.verbose or solver.keep_history
-        self.together = self.on_cpu and not recorded and count > 0
-        self.k = 0  # the number of the next step
-        # The last step in which nothing happened, and how many there were since one was written.
-        self.last, self.quiet = first, 0
-        self.ratios: Any = [np.inf] * count if self.few else np.full(count, np.inf)
-        self.before = self.ratios  # when one last looked back
-        self.all_there = self.written = False
+        self.best, self.best_value = x, first.value
+        self.best_error = self.best_ratio = self.before = torch.full_like(error, torch.inf)
+        self.iterations = torch.zeros_like(error, dtype=torch.int64)
+        self.running = torch.ones_like(error, dtype=torch.bool)
+        self.converged = self.lost = ~self.running
+        self.asks = 1 if is_at_hand(x) else STEPS_BETWEEN_CHECKS
         self.errors: list[Tensor] = []
-
-    def mask(self) -> Tensor:
-        """Who still runs."""
-        return self.everyone if self.together else torch.as_tensor(self.running)
 
     def looks_at(self, it: Iterate) -> bool:
         """Take account of what comes next; whether that was all."""
+        k, solver, error = self.k, self.solver, it.error
         scale = torch.linalg.vector_norm(it.x, dim=-1) if it.scale is None else it.scale
-        if self.together and self.k < self.solver.max_iter and self._nothing_happens(it, scale):
-            self.last = it
-            return self.all_there
-        self._write_down()
-        return self._looks_closely(it, self.eps_abs + self.eps_rel * exact(scale))
-
-    def _looks_back(self) -> bool:
-        patience = self.solver.patience
-        return self.k % patience == patience - 1
-
-    def _nothing_happens(self, it: Iterate, scale: Tensor) -> bool:
-        """Whether all samples are better than before and none is there, or all are."""
-        eps_abs, eps_rel, tiny, best = self.eps_abs, self.eps_rel, self.tiny, self.ratios
-        back = self._looks_back()
-        if self.few:
-            tolerances: Any = [max(eps_abs + eps_rel * size, tiny) for size in scale.tolist()]
-            pairs = zip(it.error.tolist(), tolerances, strict=True)
-            ratios: Any = [error / tolerance for error, tolerance in pairs]
-            if self.solver.keeps_last:
-                best = [np.inf] * len(ratios)
-            quiet = all(1.0 < r < bound for r, bound in zip(ratios, best, strict=True))
-            there = not quiet and all(0.0 < r < 1.0 for r in ratios)
-            self.all_there = there and min(tolerances) > tiny
-            stuck = back and any(map(_stuck, ratios, self.before))
-        else:
-            tolerances = (eps_abs + eps_rel * exact(scale)).clip(tiny)
-            ratios = exact(it.error) / tolerances
-            better = ratios < (np.inf if self.solver.keeps_last else best)
-            quiet = bool(np.logical_and.reduce(better & (ratios > 1.0)))
-            there = not quiet and bool(((ratios > 0.0) & (ratios < 1.0)).all())
-            self.all_there = there and float(tolerances.min()) > tiny
-            stuck = back and bool(_stuck(ratios, self.before).any())
-        if quiet and not stuck:
-            if back:
-                self.before = ratios
-            self.ratios, self.quiet, self.k = ratios, self.quiet + 1, self.k + 1
-            return True
-        return self.all_there
-
-    def _write_down(self) -> None:
-        """What has become of each sample in the steps in which nothing happened."""
-        xp, last = self.xp, self.last
-        if not self.written:
-            self.written = True
-            self.best, self.best_value = last.x, last.value
-            self.best_error = xp.full_like(plain(last.error), xp.inf)
-            self.best_ratio = xp.full_like(exact(last.error), xp.inf)
-            self.iterations = xp.zeros_like(self.best_ratio, dtype=xp.int64)
-            self.running = self.best_ratio > 0.0
-            self.converged = self.lost = ~self.running
-            if not self.together:
-                self.before = self.best_ratio
-        if self.quiet:
-            self.best, self.best_value = last.x, last.value
-            self.best_error, self.best_ratio = plain(last.error), np.asarray(self.ratios)
-            self.iterations = self.iterations + self.quiet
-            self.quiet = 0
-
-    def _looks_closely(self, it: Iterate, tolerance: Any) -> bool:
-        """Take account of one step; whether it was the last one."""
-        xp, k, solver = self.xp, self.k, self.solver
-        error = plain(it.error)
-        ratio = exact(it.error) / tolerance.clip(self.tiny)
-        finite = xp.isfinite(error) & xp.isfinite(tolerance)  # the norm of x may overflow
+        tolerance = self.eps_abs + self.eps_rel * scale
+        ratio = error / tolerance.clamp_min(self.tiny)
+        finite = error.isfinite() & tolerance.isfinite()  # the norm of x may overflow
         better = self.running & finite
         if not solver.keeps_last:
             better = better & (ratio < self.best_ratio)
-        if self.on_cpu and better.all():
-            self.best, self.best_value = it.x, it.value
-            self.best_error, self.best_ratio = error, ratio
-        else:
-            mask = torch.as_tensor(better)
-            self.best = torch.where(mask[:, None], it.x, self.best)
-            self.best_error = xp.where(better, error, self.best_error)
-            self.best_ratio = xp.where(better, ratio, self.best_ratio)
-            if it.value is not None and self.best_value is not None:
-                self.best_value = torch.where(mask, it.value, self.best_value)
+        self.best = torch.where(better[:, None], it.x, self.best)
+        self.best_error = torch.where(better, error, self.best_error)
+        self.best_ratio = torch.where(better, ratio, self.best_ratio)
+        if it.value is not None and self.best_value is not None:
+            self.best_value = torch.where(better, it.value, self.best_value)
+        if solver.keep_history:
+            self.errors.append(torch.where(self.running, error, torch.nan))
         arrived = self.running & finite & (error <= tolerance)
         self.converged = self.converged | arrived
-        self.lost = self.lost | (self.running & xp.isnan(error))
+        self.lost = self.lost | (self.running & error.isnan())
         self.running = self.running & ~(arrived | self.lost)
-        if self._looks_back():
-            before = np.asarray(self.before) if self.on_cpu else self.before
-            self.running = self.running & ~_stuck(self.best_ratio, before)
+        if k % solver.patience == solver.patience - 1:
+            stuck = self.best_ratio > LEAST_PROGRESS * self.before
+            self.running = self.running & ~(stuck & (self.best_ratio <= LOOSE))
             self.before = self.best_ratio
-        self.together = self.together and bool(self.running.all())
-        if self.together:
-            self.ratios = self.best_ratio.tolist() if self.few else self.best_ratio
-        if solver.keep_history:
-            self.errors.append(torch.as_tensor(xp.where(self.iterations == k, error, xp.nan)))
         if solver.verbose:
             _print_line(k, self.running, it)
-        checked = self.on_cpu or k % STEPS_BETWEEN_CHECKS == 0
-        if k == solver.max_iter or (checked and not bool(self.running.any())):
+        if k == solver.max_iter or (k % self.asks == 0 and not bool(self.running.any())):
             return True
         self.iterations = self.iterations + self.running
         self.k += 1
@@ -263,38 +179,106 @@ class _Record:
 
     def run(self, it: Iterate) -> Run:
         """What came of it all, with the last iterate."""
-        if self.all_there:
-            iterations = torch.full((len(it.x),), self.k)
-            solved = torch.zeros_like(iterations)
-            return Run(it.x, solved, iterations, it.error, it.value, it.kept, None)
-        where = self.xp.where
-        status = where(self.lost, int(Status.NUMERICAL_ERROR), int(Status.MAX_ITERATIONS))
-        status = where(self.best_ratio <= LOOSE, int(Status.SOLVED_INACCURATE), status)
-        status = where(self.converged, int(Status.SOLVED), status)
+        status = torch.where(self.lost, int(Status.NUMERICAL_ERROR), int(Status.MAX_ITERATIONS))
+        status = torch.where(self.best_ratio <= LOOSE, int(Status.SOLVED_INACCURATE), status)
+        status = torch.where(self.converged, int(Status.SOLVED), status)
         return Run(
             self.best,
-            torch.as_tensor(status),
-            torch.as_tensor(self.iterations),
-            torch.as_tensor(self.best_error),
+            status,
+            self.iterations,
+            self.best_error,
             self.best_value,
             it.kept,
             torch.stack(self.errors) if self.errors else None,
         )
 
 
+# Words of the structure in ``solvers/c/steps.c`` that are written or read at every step.
+_X, _ERROR, _SCALE, _K, _BETTER, _LEFT = range(6)
+# How many numbers of which kind it keeps for each sample.
+_KEPT = (3, np.float64), (2, np.int64), (2, np.bool_)
+
+
+class _CompiledRecord:
+    """The same on a CPU by compiled code: a call a step, where torch takes twenty.
+
+    Args:
+        step: That code.
+        solver: Says when to stop.
+        first: The first iterate.
+    """
+
+    def __init__(
+        self, step: Callable[[int], None], solver: IterativeSolver, first: Iterate
+    ) -> None:
+        x = first.x
+        self.step, self.solver, self.dtype = step, solver, x.dtype
+        self.count, n = x.shape
+        self.best, self.best_value = x, first.value
+        self.errors: list[Tensor] = []
+        # Best errors, their ratios to the tolerances, the ratios when one last looked back;
+        # iterations and statuses; who runs, and who is better. Filled in at the first step.
+        numbers, integers, flags = [
+            torch.from_numpy(np.empty((rows, self.count), kind)) for rows, kind in _KEPT
+        ]
+        self.best_error, self.integers, self.running, self.better = numbers[0], integers, *flags
+        places = [
+            t.data_ptr() + i * t.element_size() * self.count
+            for t in (numbers, integers, flags)
+            for i in range(len(t))
+        ]
+        is_single = x.dtype == torch.float32
+        settings = self.count, n, is_single, solver.keeps_last, solver.patience, solver.max_iter
+        limits = *solver.tolerances(x.dtype), torch.finfo(x.dtype).tiny, LOOSE, LEAST_PROGRESS
+        self.job = array("q", (*[0] * 6, *places, *settings, *map(word, limits)))
+        self.address, _ = self.job.buffer_info()
+
+    def looks_at(self, it: Iterate) -> bool:
+        """Take account of what comes next; whether that was all."""
+        job, solver, k = self.job, self.solver, self.job[_K]
+        x, error, scale = it.x.contiguous(), it.error.contiguous(), it.scale
+        assert x.dtype == error.dtype == self.dtype
+        job[_X], job[_ERROR] = x.data_ptr(), error.data_ptr()
+        if scale is not None:
+            scale = scale.contiguous()
+            assert scale.dtype == self.dtype
+            job[_SCALE] = scale.data_ptr()
+        self.step(self.address)
+        if job[_BETTER] == self.count:
+            self.best, self.best_value = it.x, it.value
+        elif job[_BETTER]:
+            self.best = torch.where(self.better[:, None], it.x, self.best)
+            if it.value is not None and self.best_value is not None:
+                self.best_value = torch.where(self.better, it.value, self.best_value)
+        if solver.keep_history:
+            self.errors.append(torch.where(self.integers[0] >= k, it.error, torch.nan))
+        if solver.verbose:
+            _print_line(k, self.running, it)
+        return not job[_LEFT]
+
+    def run(self, it: Iterate) -> Run:
+        """What came of it all, with the last iterate."""
+        return Run(
+            self.best,
+            self.integers[1],
+            self.integers[0],
+            self.best_error.to(self.dtype),
+            self.best_value,
+            it.kept,
+            torch.stack(self.errors) if self.errors else None,
+        )
+
+
+def _record_of(solver: IterativeSolver, first: Iterate) -> _Record | _CompiledRecord:
+    compiled = library() if is_at_hand(first.x) else None
+    if compiled is None or first.x.dtype not in (torch.float32, torch.float64):
+        return _Record(solver, first)
+    return _CompiledRecord(compiled.optlayers_step, solver, first)
+
+
 def is_at_hand(t: Tensor) -> bool:
     """Whether looking at numbers makes nobody wait."""
-    return t.device.type == "cpu"
-
-
-def plain(t: Tensor) -> Any:
-    """Numbers of samples as what handles them fastest."""
-    return t.numpy() if is_at_hand(t) else t
-
-
-def exact(t: Tensor) -> Any:
-    """The same, on a CPU in double precision: then few and many samples get the same ratios."""
-    return t.numpy().astype(np.float64) if is_at_hand(t) else t
+    return t.is_cpu
 
 
 def all_below(numbers: Tensor, factor: float, others: Tensor) -> bool:
@@ -303,11 +287,6 @@ def all_below(numbers: Tensor, factor: float, others: Tensor) -> bool:
         pairs = zip(numbers.tolist(), others.tolist(), strict=True)
         return all(a < factor * b for a, b in pairs)
     return bool((numbers < factor * others).all())
-
-
-def _stuck(ratio: Any, before: Any) -> Any:
-    """Who made no progress for a while, near the tolerance."""
-    return (ratio > LEAST_PROGRESS * before) & (ratio <= LOOSE)
 
 
 def solution_of(run: Run, shape: torch.Size) -> Solution:

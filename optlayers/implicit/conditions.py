@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from solvers.iteration import Run, plain
+from solvers.iteration import Run
 from solvers.solution import Solution, Status
 
 from ..failure import OnFailure, report
@@ -112,7 +112,7 @@ class Conditions:
                         first_flat = ravel(first, self.batch_ndim).reshape(flat.shape)
                         on_flat.know(self.kind.image, flat, first_flat)
                 run = self.kind.find(on_flat, flat) if size else _nothing_to_find(flat)
-                if (plain(run.status) > int(Status.SOLVED_INACCURATE)).any():
+                if max(run.status.tolist(), default=0) > Status.SOLVED_INACCURATE:
                     failed = run.status > Status.SOLVED_INACCURATE
                     self._report(run, batch)
                     # Derivatives are multiplied by zero there, and must be finite for that.

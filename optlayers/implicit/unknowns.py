@@ -42,7 +42,7 @@ class Unknowns:
                     f"{what}. Convert it, for example with .double()."
                 )
         batches = {leaf.shape[:batch_ndim] for leaf in leaves}
-        if len(batches) > 1 or min(leaf.ndim for leaf in leaves) < batch_ndim:
+        if len(batches) > 1 or min([leaf.ndim for leaf in leaves]) < batch_ndim:
             shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
             raise ValueError(
                 f"{where}: the first {batch_ndim} dimensions of x0 count independent samples "
@@ -82,7 +82,9 @@ def matches(spec: pytree.TreeSpec, tree: Any) -> bool:
 
 
 def ravel(leaves: Sequence[Tensor], batch_ndim: int) -> Tensor:
-    """Leaves ``(*batch, ...)`` laid end to end: ``(*batch, n)``."""
+    """Leaves ``(*batch, ...)`` laid end to end: ``(*batch, n)``; a leaf that is so already."""
+    if len(leaves) == 1 and leaves[0].ndim == batch_ndim + 1:
+        return leaves[0]
     parts = [
         leaf.reshape(*leaf.shape[:batch_ndim], leaf.shape[batch_ndim:].numel()) for leaf in leaves
     ]

@@ -2,15 +2,12 @@ r"""Quadratic programs in compiled code of our own: solved and differentiated on
 
 What is plain (strictly convex, regular where it is solved) is done here from the user's tensors to
 the gradients, in some microseconds an element and the same in any company; everything else is left
-to the other methods. The code is in ``solvers/qp/c`` and is compiled when the package is installed.
+to the other methods. The code is in ``solvers/c`` and is compiled when the package is installed.
 Where it is not there, nothing is plain.
 """
 
-import ctypes
 from array import array
 from collections.abc import Sequence
-from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +15,11 @@ import torch
 from torch import Tensor
 
 from .. import _threads
+from .._native import library, word
 from ..batch import flat
 from .quadratic_program import Form, QuadraticProgram
 from .solver import Outcome
 
-LIBRARY = Path(__file__).parent / "c" / "native.so"
-# The form of the structures, which the library must confirm.
-INTERFACE = 6
 # Variables and rows, together: larger problems belong to libraries whose linear algebra works in
 # blocks for the outer caches, and would need 100 MB a thread.
 LARGEST = 4000
@@ -37,22 +32,6 @@ _new, _empty = torch.from_numpy, np.empty
 # Address of a tensor, and from one element to the next.
 Part = tuple[int, int]
 ABSENT: Part = (0, 0)
-
-
-@cache
-def library() -> Any:
-    """The compiled functions, or None where they were not compiled, or for another release."""
-    try:
-        found = ctypes.CDLL(str(LIBRARY))
-        interface = found.optlayers_qp_interface
-    except (OSError, AttributeError):
-        return None
-    interface.restype = ctypes.c_int64
-    if interface() != INTERFACE:
-        return None
-    for function in (found.optlayers_qp_solve, found.optlayers_qp_adjoint):
-        function.restype, function.argtypes = None, [ctypes.c_void_p]
-    return found
 
 
 def is_plain(P: Tensor | None, q: Tensor, rows: int) -> bool:
@@ -128,12 +107,6 @@ class _Call:
         return left_over
 
 
-@lru_cache
-def _word(number: float) -> int:
-    """The integer that has the bits of a floating-point number."""
-    return array("q", array("d", (number,)).tobytes())[0]
-
-
 def solve(
     problem: QuadraticProgram, guess: Tensor | None, eps_abs: float, eps_rel: float, max_iter: int
 ) -> tuple[Outcome, int] | None:
@@ -170,7 +143,7 @@ def solve(
         guess = guess.resolve_neg().contiguous()
         words += (max_iter, guess.data_ptr(), rows if len(guess) > 1 else 0)
     words += tuple([t.data_ptr() for t in tensors])
-    tolerances = _word(eps_abs), _word(eps_rel)
+    tolerances = word(eps_abs), word(eps_rel)
     unsettled = call.run(library().optlayers_qp_solve, words, tolerances)
     return Outcome(*tensors), unsettled
 

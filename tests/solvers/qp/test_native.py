@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from optlayers.solvers import Automatic, ProximalInteriorPoint, QuadraticProgram, Solution, Status
+from solvers import _native
 from solvers.qp import native
 from solvers.qp.quadratic_program import CORE_NDIM, DATA_NDIM, Form
 from solvers.qp.solver import Outcome
@@ -100,7 +101,7 @@ LEVELS = {"base": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512"}
 def can_run(level: str) -> bool:
     order = list(LEVELS.values())
     here = torch.backends.cpu.get_cpu_capability()
-    if not hasattr(ctypes.CDLL(str(native.LIBRARY)), f"optlayers_qp_solve_{level}"):
+    if not hasattr(ctypes.CDLL(str(_native.LIBRARY)), f"optlayers_qp_solve_{level}"):
         return False  # another family of processors
     return order.index(LEVELS[level]) <= (order.index(here) if here in order else 0)
 
@@ -155,9 +156,9 @@ def test_the_library_was_compiled() -> None:
 @pytest.mark.parametrize("reason", ["missing", "another release"])
 def test_without_a_library_that_fits(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if reason == "missing":
-        monkeypatch.setattr(native, "LIBRARY", native.LIBRARY.with_name("missing.so"))
+        monkeypatch.setattr(_native, "LIBRARY", _native.LIBRARY.with_name("missing.so"))
     else:
-        monkeypatch.setattr(native, "INTERFACE", native.INTERFACE + 1)
+        monkeypatch.setattr(_native, "INTERFACE", _native.INTERFACE + 1)
     problem = program(5, 6, 1)
     expected = Automatic().solve(problem)
     monkeypatch.setattr(native, "library", native.library.__wrapped__)

@@ -4,8 +4,8 @@
 
 typedef void Work(void *);
 
-/* What the structures of qp.c look like; native.py asks whether it knows them. */
-int64_t optlayers_qp_interface(void) { return 6; }
+/* What the structures look like; _native.py asks whether it knows them. */
+int64_t optlayers_interface(void) { return 7; }
 
 extern Work optlayers_qp_solve_base, optlayers_qp_adjoint_base;
 

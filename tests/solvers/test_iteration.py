@@ -1,0 +1,116 @@
+"""The record of what became of every sample: by compiled code as by torch."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from solvers import _native, iteration
+from solvers.iteration import Iterate, Iterates, IterativeSolver, Run
+from solvers.solution import Status
+
+
+@dataclass(frozen=True)
+class Ending(IterativeSolver):
+    """Ends with the last point, as methods that go downhill do."""
+
+    keeps_last = True
+
+
+def told(seed: int, batch: int, steps: int, dtype: torch.dtype) -> list[Iterate]:
+    """Steps of a method on whose samples everything happens at some time or other."""
+    rng = np.random.default_rng(seed)
+    rates = rng.choice([0.3, 0.9, 1.0, 1.1], batch)
+    errors = np.cumprod(rates * rng.uniform(0.5, 1.5, (steps, batch)) ** rng.integers(2), 0)
+    errors *= 10.0 ** rng.integers(-6, 3, batch)
+    errors[rng.random((steps, batch)) < rng.choice([0.0, 0.01])] = np.nan
+    errors[rng.random((steps, batch)) < rng.choice([0.0, 0.05])] = np.inf
+    errors[rng.random((steps, batch)) < rng.choice([0.0, 0.05])] = 0.0
+    points = rng.standard_normal((steps, batch, int(rng.integers(1, 20))))
+    points[rng.random((steps, batch)) < rng.choice([0.0, 0.02])] = np.nan
+    values = rng.standard_normal((steps, batch)) if rng.integers(2) else [None] * steps
+    scales = rng.uniform(0.5, 2.0, (steps, batch)) if rng.integers(2) else [None] * steps
+
+    def tensor(array: np.ndarray | None) -> Tensor | None:
+        return None if array is None else torch.as_tensor(array).to(dtype)
+
+    rows = zip(points, errors, values, scales, strict=True)
+    return [Iterate(tensor(x), tensor(e), tensor(v), (), tensor(s)) for x, e, v, s in rows]
+
+
+def run(solver: IterativeSolver, steps: list[Iterate]) -> Run:
+    def method() -> Iterates:
+        for it in steps:
+            running = yield it
+            assert running.shape == it.error.shape
+
+    return solver.run(method())
+
+
+def same(one: Run, other: Run) -> None:
+    for field, a, b in zip(Run._fields, one, other, strict=True):
+        if isinstance(a, Tensor):
+            assert a.dtype == b.dtype, field
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=field)
+        else:
+            assert a == b, field
+
+
+@pytest.mark.parametrize("solver", [IterativeSolver(), Ending()], ids=["best", "last"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("history", [False, True])
+def test_compiled_code_and_torch_agree(solver, dtype, history, monkeypatch):
+    assert _native.library() is not None
+    outcomes = set()
+    for seed in range(120):
+        steps = told(seed, batch=1 + seed % 7, steps=40, dtype=dtype)
+        most = (39, 25, 9, 0)[seed % 4]
+        # Powers of two, so that neither precision rounds a tolerance.
+        chosen = replace(solver, eps_abs=2.0**-17, eps_rel=0.0, max_iter=most, keep_history=history)
+        compiled = run(chosen, steps)
+        with monkeypatch.context() as patch:
+            patch.setattr(iteration, "library", lambda: None)
+            same(compiled, run(chosen, steps))
+        outcomes |= set(compiled.status.tolist())
+    assert outcomes >= {
+        Status.SOLVED, Status.SOLVED_INACCURATE, Status.MAX_ITERATIONS, Status.NUMERICAL_ERROR
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_tolerances_are_relative_to_the_norm_or_to_what_the_method_says(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(iteration, "library", lambda: None)
+    x = torch.full((2, 100), 3.0, dtype=torch.float64)  # of length 30
+    error = torch.tensor([0.29, 0.31], dtype=torch.float64)
+    solver = IterativeSolver(eps_abs=0.0, eps_rel=0.01, max_iter=0)
+    assert run(solver, [Iterate(x, error)]).status.tolist() == [0, 1]
+    scale = torch.tensor([28.0, 32.0], dtype=torch.float64)
+    assert run(solver, [Iterate(x, error, scale=scale)]).status.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_numbers_of_any_layout(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(iteration, "library", lambda: None)
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 4, 2, generator=rng, dtype=torch.float64)[::2, :, 1].mT
+    numbers = torch.rand(4, 3, generator=rng, dtype=torch.float64)
+    error, scale, value = numbers.unbind(1)
+    solver = IterativeSolver(eps_abs=0.0, eps_rel=0.5, max_iter=0)
+    found = run(solver, [Iterate(x, error, value, (), scale)])
+    whole = Iterate(*(t.contiguous() for t in (x, error, value)), (), scale.contiguous())
+    same(found, run(solver, [whole]))
+    assert found.status.tolist() == torch.where(error <= 0.5 * scale, 0, 1).tolist()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_nobody_at_all(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(iteration, "library", lambda: None)
+    found = run(IterativeSolver(), [Iterate(torch.zeros(0, 3), torch.zeros(0))])
+    assert found.x.shape == (0, 3)
+    assert found.status.shape == found.iterations.shape == found.error.shape == (0,)
+    assert found.status.dtype == found.iterations.dtype == torch.int64
