@@ -24,7 +24,7 @@ LOOSE = 100.0
 # Improvement by less than this factor while patience lasts, near the tolerance, is none: rounding.
 LEAST_PROGRESS = 0.99
 STEPS_BETWEEN_CHECKS = 8  # where asking makes a device wait for the host
-FEW = 64  # numbers that are looked at one by one in less time than numpy takes
+FEW = 20  # numbers that are looked at one by one in less time than numpy takes
 
 
 class Iterate(NamedTuple):
@@ -286,7 +286,7 @@ def all_below(numbers: Tensor, factor: float, others: Tensor) -> bool:
     if len(numbers) <= FEW:
         pairs = zip(numbers.tolist(), others.tolist(), strict=True)
         return all(a < factor * b for a, b in pairs)
-    return bool((numbers < factor * others).all())
+    return bool((numbers.numpy() < factor * others.numpy()).all())
 
 
 def solution_of(run: Run, shape: torch.Size) -> Solution:
