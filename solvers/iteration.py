@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from ._native import library, word
 from .solution import Solution, Status
@@ -193,10 +194,9 @@ class _Record:
         )
 
 
-# Words of the structure in ``solvers/c/steps.c`` that are written or read at every step.
-_X, _ERROR, _SCALE, _K, _BETTER, _LEFT = range(6)
-# How many numbers of which kind it keeps for each sample.
-_KEPT = (3, np.float64), (2, np.int64), (2, np.bool_)
+# Words of the structure in ``solvers/c/steps.c`` that change at every step, after three addresses.
+_K, _BETTER, _LEFT = 3, 4, 5
+_KEPT = *[np.float64] * 3, *[np.int64] * 2, *[np.bool_] * 2
 
 
 class _CompiledRecord:
@@ -216,17 +216,11 @@ class _CompiledRecord:
         self.count, n = x.shape
         self.best, self.best_value = x, first.value
         self.errors: list[Tensor] = []
-        # Best errors, their ratios to the tolerances, the ratios when one last looked back;
-        # iterations and statuses; who runs, and who is better. Filled in at the first step.
-        numbers, integers, flags = [
-            torch.from_numpy(np.empty((rows, self.count), kind)) for rows, kind in _KEPT
-        ]
-        self.best_error, self.integers, self.running, self.better = numbers[0], integers, *flags
-        places = [
-            t.data_ptr() + i * t.element_size() * self.count
-            for t in (numbers, integers, flags)
-            for i in range(len(t))
-        ]
+        # What is kept for each sample, filled in at the first step; the second is the ratio of the
+        # best error to its tolerance, the third what that was when one last looked back.
+        self.kept = [torch.from_numpy(np.empty(self.count, kind)) for kind in _KEPT]
+        self.best_error, _, _, self.iterations, self.status, self.running, self.better = self.kept
+        places = [t.data_ptr() for t in self.kept]
         is_single = x.dtype == torch.float32
         settings = self.count, n, is_single, solver.keeps_last, solver.patience, solver.max_iter
         limits = *solver.tolerances(x.dtype), torch.finfo(x.dtype).tiny, LOOSE, LEAST_PROGRESS
@@ -236,13 +230,9 @@ class _CompiledRecord:
     def looks_at(self, it: Iterate) -> bool:
         """Take account of what comes next; whether that was all."""
         job, solver, k = self.job, self.solver, self.job[_K]
-        x, error, scale = it.x.contiguous(), it.error.contiguous(), it.scale
-        assert x.dtype == error.dtype == self.dtype
-        job[_X], job[_ERROR] = x.data_ptr(), error.data_ptr()
-        if scale is not None:
-            scale = scale.contiguous()
-            assert scale.dtype == self.dtype
-            job[_SCALE] = scale.data_ptr()
+        ready = [self._ready(t) for t in (it.x, it.error, it.scale) if t is not None]
+        for place, t in enumerate(ready):
+            job[place] = t.data_ptr()
         self.step(self.address)
         if job[_BETTER] == self.count:
             self.best, self.best_value = it.x, it.value
@@ -251,17 +241,21 @@ class _CompiledRecord:
             if it.value is not None and self.best_value is not None:
                 self.best_value = torch.where(self.better, it.value, self.best_value)
         if solver.keep_history:
-            self.errors.append(torch.where(self.integers[0] >= k, it.error, torch.nan))
+            self.errors.append(torch.where(self.iterations >= k, it.error, torch.nan))
         if solver.verbose:
             _print_line(k, self.running, it)
         return not job[_LEFT]
+
+    def _ready(self, t: Tensor) -> Tensor:
+        """As compiled code reads it: parameters of another type may have changed that of ``x``."""
+        return (t if t.dtype == self.dtype else t.to(self.dtype)).contiguous()
 
     def run(self, it: Iterate) -> Run:
         """What came of it all, with the last iterate."""
         return Run(
             self.best,
-            self.integers[1],
-            self.integers[0],
+            self.status,
+            self.iterations,
             self.best_error.to(self.dtype),
             self.best_value,
             it.kept,
@@ -271,7 +265,8 @@ class _CompiledRecord:
 
 def _record_of(solver: IterativeSolver, first: Iterate) -> _Record | _CompiledRecord:
     compiled = library() if is_at_hand(first.x) else None
-    if compiled is None or first.x.dtype not in (torch.float32, torch.float64):
+    wrapped = is_functorch_wrapped_tensor(first.x) or is_functorch_wrapped_tensor(first.error)
+    if compiled is None or wrapped or first.x.dtype not in (torch.float32, torch.float64):
         return _Record(solver, first)
     return _CompiledRecord(compiled.optlayers_step, solver, first)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from solvers import _native, iteration
+from solvers.fixed_point import Anderson, Picard
 from solvers.iteration import Iterate, Iterates, IterativeSolver, Run
 from solvers.solution import Status
 
@@ -114,3 +115,36 @@ def test_nobody_at_all(compiled, monkeypatch):
     assert found.x.shape == (0, 3)
     assert found.status.shape == found.iterations.shape == found.error.shape == (0,)
     assert found.status.dtype == found.iterations.dtype == torch.int64
+
+
+@pytest.mark.parametrize("transform", ["grad", "jvp"])
+def test_a_solver_that_runs_within_a_transform(transform):
+    # There, whatever is computed is wrapped, and has no memory of its own.
+    z = torch.ones(2, 1, dtype=torch.float64)
+
+    def weighted(c: Tensor) -> Tensor:
+        return (Anderson().solve(torch.cos, z).x * c).sum()
+
+    if transform == "grad":
+        slope = torch.func.grad(weighted)(z)[0, 0]
+    else:
+        slope = torch.func.jvp(weighted, (z,), (torch.tensor([[1.0], [0.0]]).double(),))[1]
+    assert float(slope) == pytest.approx(0.7390851332151607, abs=1e-9)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_parameters_may_change_the_type_on_the_way(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(iteration, "library", lambda: None)
+    a = torch.tensor([[2.0], [3.0]], dtype=torch.float64)
+    solution = Picard().solve(lambda x: 0.5 * (x + a / x), torch.ones(2, 1))
+    torch.testing.assert_close(solution.x, a.sqrt(), rtol=1e-6, atol=0)
+    steps = told(0, 3, 20, torch.float64)
+    steps[0] = steps[0]._replace(x=steps[0].x.float())
+    assert run(IterativeSolver(max_iter=19), steps).x.dtype == torch.float64
+
+
+def test_what_is_returned_shares_no_memory():
+    found = run(IterativeSolver(max_iter=19), told(1, 3, 20, torch.float64))
+    places = [t.untyped_storage().data_ptr() for t in (found.status, found.iterations, found.error)]
+    assert len(set(places)) == 3
