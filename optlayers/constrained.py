@@ -42,6 +42,11 @@ class Constrained(Kind):
     where: ClassVar[str] = "minimize"
     has_value: ClassVar[bool] = True
 
+    @property
+    def solvers(self) -> tuple[type, ...]:
+        """Those that know constraints."""
+        return (ScipyMinimize,)
+
     def _lagrangian(self, x: Any, unknowns: dict[str, Any], *params: Any) -> Tensor:
         total = self.loss(x, *params)
         for f, name in ((self.equalities, "y"), (self.inequalities, "z")):

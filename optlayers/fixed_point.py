@@ -29,6 +29,11 @@ class FixedPointOf(Kind):
 
     where: ClassVar[str] = "fixed_point"
 
+    @property
+    def solvers(self) -> tuple[type, ...]:
+        """Those of fixed points."""
+        return (FixedPointSolver,)
+
     def residual(self, x: Any, *params: Any) -> Any:
         """What is left of the point when its image is taken away."""
         image = self.function(x, *params)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from solvers.iteration import Run
 from solvers.root import Bisection, Newton
+from solvers.root.solver import RootSolver
 from solvers.solution import Solution, Status
 
 from .failure import OnFailure
@@ -29,6 +30,11 @@ class Preimages(Kind):
     bracketed: bool
 
     where: ClassVar[str] = "inverse"
+
+    @property
+    def solvers(self) -> tuple[type, ...]:
+        """Those of roots, or what works within a bracket."""
+        return (Bisection,) if self.bracketed else (RootSolver,)
 
     def residual(self, x: Any, lower: Any, upper: Any, y: Tensor, *params: Any) -> Any:
         """What is left to the values wanted."""

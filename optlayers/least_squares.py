@@ -9,7 +9,7 @@ from torch.func import grad
 from torch.utils import _pytree as pytree
 
 from solvers.iteration import Run
-from solvers.minimize import LevenbergMarquardt
+from solvers.minimize import LeastSquaresSolver, LevenbergMarquardt, ScipyLeastSquares
 from solvers.solution import Solution
 
 from .failure import OnFailure
@@ -30,6 +30,11 @@ class Residuals(Kind):
     where: ClassVar[str] = "least_squares"
     symmetric: ClassVar[bool] = True
     has_value: ClassVar[bool] = True
+
+    @property
+    def solvers(self) -> tuple[type, ...]:
+        """Those of least squares."""
+        return (LeastSquaresSolver, ScipyLeastSquares)
 
     def value(self, x: Any, *params: Any) -> Tensor:
         """Half the sum of squares of every sample."""

@@ -9,7 +9,15 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from solvers.iteration import Run
-from solvers.minimize import LBFGS, LBFGSB, ProjectedGradient, ProximalGradient, TrustRegion
+from solvers.minimize import (
+    LBFGS,
+    LBFGSB,
+    BlockCoordinateDescent,
+    ProjectedGradient,
+    ProximalGradient,
+    ScipyMinimize,
+    TrustRegion,
+)
 from solvers.minimize.solver import MinimizeSolver
 from solvers.solution import Solution
 
@@ -36,6 +44,11 @@ class Free(Kind):
     where: ClassVar[str] = "minimize"
     symmetric: ClassVar[bool] = True
     has_value: ClassVar[bool] = True
+
+    @property
+    def solvers(self) -> tuple[type, ...]:
+        """Those that need no constraint."""
+        return (MinimizeSolver, LBFGSB, BlockCoordinateDescent, ScipyMinimize)
 
     def residual(self, x: Any, *params: Any) -> Any:
         """The gradient."""
@@ -73,6 +86,11 @@ class OnSet(Kind):
     where: ClassVar[str] = "minimize"
     has_value: ClassVar[bool] = True
 
+    @property
+    def solvers(self) -> tuple[type, ...]:
+        """Those that project."""
+        return (ProjectedGradient,)
+
     def _step(self, x: Any, *params: Any) -> tuple[Any, Any]:
         g, step = self.loss.gradient_and_step(x, *params)
         moved = self.projection(self.loss.descend(x, step, g), *params)
@@ -107,6 +125,11 @@ class OnSet(Kind):
 class InBox(OnSet):
     """Minima between bounds, the first two of the parameters; either may be None."""
 
+    @property
+    def solvers(self) -> tuple[type, ...]:
+        """Those that know bounds."""
+        return (LBFGSB, ScipyMinimize)
+
     def find(self, on_flat: OnFlat, x0: Tensor) -> Run:
         """By L-BFGS-B, unless told otherwise."""
         ends = ends_of(on_flat, x0, lambda x, lb, ub, *params: (x, lb, ub))
@@ -124,6 +147,11 @@ class WithPenalty(Kind):
     solver: Any
 
     where: ClassVar[str] = "minimize"
+
+    @property
+    def solvers(self) -> tuple[type, ...]:
+        """Those that take proximal steps."""
+        return (ProximalGradient, BlockCoordinateDescent)
 
     def residual(self, x: Any, *params: Any) -> Any:
         """What a proximal gradient step would change."""

@@ -26,6 +26,11 @@ class RootOf(Kind):
 
     where: ClassVar[str] = "root"
 
+    @property
+    def solvers(self) -> tuple[type, ...]:
+        """Those of roots."""
+        return (RootSolver,)
+
     def residual(self, x: Any, *params: Any) -> Any:
         """The function itself."""
         return self.function(x, *params)

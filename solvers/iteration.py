@@ -25,7 +25,7 @@ LOOSE = 100.0
 # Improvement by less than this factor while patience lasts, near the tolerance, is none: rounding.
 LEAST_PROGRESS = 0.99
 STEPS_BETWEEN_CHECKS = 8  # where asking makes a device wait for the host
-FEW = 20  # numbers that are looked at one by one in less time than numpy takes
+FEW = 20  # numbers that are looked at one by one in less time than torch takes
 
 
 class Iterate(NamedTuple):
@@ -103,8 +103,9 @@ class IterativeSolver:
     def tolerances(self, dtype: torch.dtype) -> tuple[float, float]:
         """The absolute and the relative tolerance for this precision."""
         default = DEFAULT_EPS[dtype]
-        eps_abs = default if self.eps_abs is None else self.eps_abs
-        return eps_abs, default if self.eps_rel is None else self.eps_rel
+        given = self.eps_abs, self.eps_rel
+        eps_abs, eps_rel = [default if eps is None else float(eps) for eps in given]
+        return eps_abs, eps_rel
 
     @torch.no_grad()
     def run(self, iterates: Iterates) -> Run:
@@ -137,8 +138,11 @@ class _Record:
         self.solver, self.k = solver, 0
         self.eps_abs, self.eps_rel = solver.tolerances(x.dtype)
         self.tiny = torch.finfo(x.dtype).tiny  # the least that errors are divided by
+        # In single precision ratios may overflow, but not all devices have another.
+        self.wide = torch.float64 if is_at_hand(x) else x.dtype
         self.best, self.best_value = x, first.value
-        self.best_error = self.best_ratio = self.before = torch.full_like(error, torch.inf)
+        self.best_error = torch.full_like(error, torch.inf)
+        self.best_ratio = self.before = self.best_error.to(self.wide)
         self.iterations = torch.zeros_like(error, dtype=torch.int64)
         self.running = torch.ones_like(error, dtype=torch.bool)
         self.converged = self.lost = ~self.running
@@ -149,8 +153,8 @@ class _Record:
         """Take account of what comes next; whether that was all."""
         k, solver, error = self.k, self.solver, it.error
         scale = torch.linalg.vector_norm(it.x, dim=-1) if it.scale is None else it.scale
-        tolerance = self.eps_abs + self.eps_rel * scale
-        ratio = error / tolerance.clamp_min(self.tiny)
+        tolerance = self.eps_abs + self.eps_rel * scale.to(self.wide)
+        ratio = error.to(self.wide) / tolerance.clamp_min(self.tiny)
         finite = error.isfinite() & tolerance.isfinite()  # the norm of x may overflow
         better = self.running & finite
         if not solver.keeps_last:
@@ -166,7 +170,7 @@ class _Record:
         self.converged = self.converged | arrived
         self.lost = self.lost | (self.running & error.isnan())
         self.running = self.running & ~(arrived | self.lost)
-        if k % solver.patience == solver.patience - 1:
+        if solver.patience and k % solver.patience == solver.patience - 1:
             stuck = self.best_ratio > LEAST_PROGRESS * self.before
             self.running = self.running & ~(stuck & (self.best_ratio <= LOOSE))
             self.before = self.best_ratio
@@ -213,7 +217,8 @@ class _CompiledRecord:
     ) -> None:
         x = first.x
         self.step, self.solver, self.dtype = step, solver, x.dtype
-        self.count, n = x.shape
+        self.shape = x.shape
+        self.count, n = self.shape
         self.best, self.best_value = x, first.value
         self.errors: list[Tensor] = []
         # What is kept for each sample, filled in at the first step; the second is the ratio of the
@@ -222,16 +227,21 @@ class _CompiledRecord:
         self.best_error, _, _, self.iterations, self.status, self.running, self.better = self.kept
         places = [t.data_ptr() for t in self.kept]
         is_single = x.dtype == torch.float32
-        settings = self.count, n, is_single, solver.keeps_last, solver.patience, solver.max_iter
+        most = int(min(solver.max_iter, 1 << 62))
+        settings = self.count, n, is_single, solver.keeps_last, solver.patience, most
         limits = *solver.tolerances(x.dtype), torch.finfo(x.dtype).tiny, LOOSE, LEAST_PROGRESS
-        self.job = array("q", (*[0] * 6, *places, *settings, *map(word, limits)))
+        words = [word(limit) for limit in limits]
+        self.job = array("q", (*[0] * 6, *places, *settings, *words))
         self.address, _ = self.job.buffer_info()
 
     def looks_at(self, it: Iterate) -> bool:
         """Take account of what comes next; whether that was all."""
         job, solver, k = self.job, self.solver, self.job[_K]
-        ready = [self._ready(t) for t in (it.x, it.error, it.scale) if t is not None]
-        for place, t in enumerate(ready):
+        one_each = (self.count,)
+        given = [self._ready(it.x, self.shape), self._ready(it.error, one_each)]
+        if it.scale is not None:
+            given.append(self._ready(it.scale, one_each))
+        for place, t in enumerate(given):
             job[place] = t.data_ptr()
         self.step(self.address)
         if job[_BETTER] == self.count:
@@ -246,8 +256,13 @@ class _CompiledRecord:
             _print_line(k, self.running, it)
         return not job[_LEFT]
 
-    def _ready(self, t: Tensor) -> Tensor:
+    def _ready(self, t: Tensor, shape: tuple[int, ...]) -> Tensor:
         """As compiled code reads it: parameters of another type may have changed that of ``x``."""
+        if t.shape != shape:
+            raise ValueError(
+                f"{type(self.solver).__name__}: a step must keep its shape, {tuple(shape)} here; "
+                f"got {tuple(t.shape)}. Functions get all samples at once, and map each."
+            )
         return (t if t.dtype == self.dtype else t.to(self.dtype)).contiguous()
 
     def run(self, it: Iterate) -> Run:
@@ -256,7 +271,7 @@ class _CompiledRecord:
             self.best,
             self.status,
             self.iterations,
-            self.best_error.to(self.dtype),
+            self.best_error.to(it.error.dtype),
             self.best_value,
             it.kept,
             torch.stack(self.errors) if self.errors else None,
@@ -265,8 +280,10 @@ class _CompiledRecord:
 
 def _record_of(solver: IterativeSolver, first: Iterate) -> _Record | _CompiledRecord:
     compiled = library() if is_at_hand(first.x) else None
-    wrapped = is_functorch_wrapped_tensor(first.x) or is_functorch_wrapped_tensor(first.error)
-    if compiled is None or wrapped or first.x.dtype not in (torch.float32, torch.float64):
+    has_memory = all(
+        type(t) is Tensor and not is_functorch_wrapped_tensor(t) for t in (first.x, first.error)
+    )
+    if compiled is None or not has_memory or first.x.dtype not in (torch.float32, torch.float64):
         return _Record(solver, first)
     return _CompiledRecord(compiled.optlayers_step, solver, first)
 
@@ -281,7 +298,7 @@ def all_below(numbers: Tensor, factor: float, others: Tensor) -> bool:
     if len(numbers) <= FEW:
         pairs = zip(numbers.tolist(), others.tolist(), strict=True)
         return all(a < factor * b for a, b in pairs)
-    return bool((numbers.numpy() < factor * others.numpy()).all())
+    return bool((numbers < factor * others).all())
 
 
 def solution_of(run: Run, shape: torch.Size) -> Solution:
@@ -293,7 +310,7 @@ def solution_of(run: Run, shape: torch.Size) -> Solution:
         run.iterations.reshape(batch),
         objective=None if run.value is None else run.value.reshape(batch),
         dual_residual=run.error.reshape(batch),
-        history=None if run.history is None else run.history.reshape(-1, *batch),
+        history=None if run.history is None else run.history.reshape(len(run.history), *batch),
     )
 
 

@@ -87,7 +87,7 @@ class Solution:
     @property
     def solved(self) -> Tensor:
         """Boolean tensor ``(*batch)``: solved, if only to the looser tolerance."""
-        return self.status <= Status.SOLVED_INACCURATE
+        return self.status <= int(Status.SOLVED_INACCURATE)  # the compiler takes no enumeration
 
     def __repr__(self) -> str:
         """Say the outcome first, then what there is."""

@@ -51,8 +51,8 @@ def _by_name(name: str) -> ConeSolver | None:
             f"{name!r}. Leave solver out to have it chosen by the problem."
         )
     made = NAMES[name.upper()]
-    instead = "leave it out: it is chosen by the problem" if made is None else f"{made.__name__}()"
-    _deprecated(f"solver={name!r} is a name of cvxpylayers; write {instead}")
+    instead = "leave it out" if made is None else f"write {made.__name__}()"
+    _deprecated(f"solver={name!r} is a name of cvxpylayers; {instead}")
     return None if made is None else made()
 
 

@@ -135,6 +135,11 @@ def _tuple_spec(length: int) -> pytree.TreeSpec:
     return pytree.tree_structure((0,) * length)
 
 
+def has_modules(arguments: Any) -> bool:
+    """Whether there are modules among the leaves of a pytree."""
+    return any(isinstance(leaf, nn.Module) for leaf in _flatten(arguments)[0])
+
+
 def take_apart(arguments: Any) -> tuple[list[Tensor], Arguments]:
     """The tensors of a pytree, the parameters of modules in it included, and the rest.
 

@@ -1,7 +1,9 @@
 """From a user's arguments to a solution: what all functions on the implicit core have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import isabstract
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from solvers.solution import Solution, Status
 
 from ..failure import OnFailure, check_policy, paint
 from .adjoints import Adjoint, OneStep, Unrolled
-from .arguments import take_apart
+from .arguments import has_modules, take_apart
 from .checks import check_transformed
 from .conditions import Conditions
 from .function import solve_implicitly
@@ -29,7 +31,15 @@ def find(
     on_failure: OnFailure,
 ) -> Solution:
     """Solve a problem of any kind, with derivatives with respect to everything in ``params``."""
+    if torch.compiler.is_compiling() and has_modules(params):
+        from .uncompiled import find_uncompiled
+
+        solution: Solution = find_uncompiled(
+            kind, x0, params, batch_ndim=batch_ndim, adjoint=adjoint, on_failure=on_failure
+        )
+        return solution
     check_policy(kind.where, on_failure)
+    _check_chosen(kind, adjoint)
     unknowns, leaves = Unknowns.of(kind.where, x0, batch_ndim)
     tensors, arguments = take_apart(params)
     implicit = OneStep() if isinstance(adjoint, Unrolled) else adjoint
@@ -50,6 +60,31 @@ def find(
         value = None if value is None else paint(value, solved)
     x = unknowns.spec.unflatten(found)
     return Solution(x, status, iterations, objective=value, dual_residual=error)
+
+
+def _check_chosen(kind: Kind, adjoint: object) -> None:
+    """Refuse a solver of something else, which would find something else.
+
+    Raises:
+        TypeError: If the solver or the adjoint is none of those that fit.
+    """
+    solver = getattr(kind, "solver", None)
+    if solver is not None and kind.solvers and not isinstance(solver, kind.solvers):
+        raise TypeError(
+            f"{kind.where}: solver must be an object of optlayers.solvers that solves this, one of "
+            f"{', '.join(_names(kind.solvers))}; got {solver!r}. Leave it out for the default."
+        )
+    if not isinstance(adjoint, Adjoint | Unrolled):
+        raise TypeError(
+            f"{kind.where}: adjoint must be an object as Dense() or Iterative(GMRES()); got "
+            f"{adjoint!r}. Leave it out for one that suits the size of the problem."
+        )
+
+
+def _names(classes: Sequence[type]) -> list[str]:
+    """Of classes that there are objects of."""
+    names = [_names(c.__subclasses__()) if isabstract(c) else [c.__name__] for c in classes]
+    return sorted(chain.from_iterable(names))
 
 
 def _unrolled(

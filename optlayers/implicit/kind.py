@@ -24,6 +24,11 @@ class Kind(ABC):
     symmetric: ClassVar[bool] = False
     has_value: ClassVar[bool] = False
 
+    @property
+    def solvers(self) -> tuple[type, ...]:
+        """The classes of what may look for it, where the user can choose."""
+        return ()
+
     @abstractmethod
     def residual(self, x: Any, *params: Any) -> Any:
         """Zero at the solution, and of the structure of ``x``; differentiable torch code."""

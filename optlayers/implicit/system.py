@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from solvers.batch import flat
+from solvers.batch import broadcast_shapes, flat
 from solvers.qp.rows import symmetric
 
 from .batching import legacy_vmap_level
@@ -48,7 +48,7 @@ def stacked_matrices(
     rows = [flat(t, 2, batch_shape) for t in (A, G) if t is not None]
     if count > sum(t.shape[-2] for t in rows):
         rows.append(torch.eye(n, dtype=like.dtype, device=like.device)[None])
-    size = max((t.shape[0] for t in rows), default=1)
+    size = broadcast_shapes(*(t.shape[:1] for t in rows), (1,))[0]
     C = [t.expand(size, *t.shape[1:]) for t in rows]
     quadratic = like.new_zeros(1, n, n) if P is None else symmetric(flat(P, 2, batch_shape))
     return quadratic, torch.cat(C, 1) if C else like.new_zeros(1, 0, n)

@@ -70,7 +70,8 @@ static int is_stuck(const Step *s, int64_t i) {
 void optlayers_step(Step *s) {
     if (s->k == 0)
         begin(s);
-    int looks_back = s->k % s->patience == s->patience - 1, is_last = s->k == s->max_iter;
+    int looks_back = s->patience > 0 && s->k % s->patience == s->patience - 1;
+    int is_last = s->k == s->max_iter;
     s->better = s->left = 0;
     for (int64_t i = 0; i < s->count; i++) {
         s->is_better[i] = 0;

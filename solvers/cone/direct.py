@@ -158,7 +158,7 @@ class Dense:
         unsolved = (residual > bad).any(1) & self.finite & np.isfinite(right).all((1, 2))
         for j in np.flatnonzero(unsolved).tolist():
             K, own = torch.from_numpy(self.K[j]), torch.from_numpy(right[j])
-            best[j] = least_norm(K, own).numpy()
+            best[j] = least_norm(K[None], own[None])[0].numpy()
             residual[j] = abs(right[j] - self.K[j] @ best[j]).max(0) / _size(right[j])
         best[~self.finite], residual[~self.finite] = np.nan, np.inf
         return best[:, own_rows], residual

@@ -97,9 +97,15 @@ class ScipyMinimize:
                 f"{self.method!r}. Take one of {', '.join(sorted(METHODS))}, in any case."
             )
 
-    def find(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Run:
-        """Without constraints, on a flat batch ``(B, n)``, as the methods in torch."""
-        found = self.solve(f, x0)
+    def find(
+        self,
+        f: Callable[[Tensor], Tensor],
+        x0: Tensor,
+        lower: Tensor | None = None,
+        upper: Tensor | None = None,
+    ) -> Run:
+        """Free or between bounds, on a flat batch ``(B, n)``, as the methods in torch."""
+        found = self.solve(f, x0, lower=lower, upper=upper)
         error = torch.zeros_like(x0[:, 0]) if found.dual_residual is None else found.dual_residual
         return Run(found.x, found.status, found.iterations, error, found.objective, (), None)
 

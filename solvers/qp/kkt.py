@@ -13,11 +13,11 @@ optimality conditions as well, every derivative. With :math:`P = L L^\top` and :
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .._threads import available, split, spread
+from ..batch import one_by_one
 from ..least_norm import least_norm
 
 # Rows have unit length, so a pivot of S is the squared distance of a row to the span of those
@@ -124,20 +124,6 @@ def augment(P: Tensor, C: Tensor, factor: Factor, active: Tensor, singular: Tens
     return Factor(L, M, norm, rho)
 
 
-def one_by_one(a: Tensor, b: Tensor) -> Tensor:
-    """The products of two batches of matrices, each the same to the last bit in any company.
-
-    On a CPU torch multiplies a batch in blocks that depend on its size; numpy goes through it.
-    """
-    if a.device.type != "cpu":
-        return a @ b
-    shape = (max(a.shape[0], b.shape[0]), a.shape[1], b.shape[2])
-    product = torch.empty(shape if a.shape[0] and b.shape[0] else (0, *shape[1:]), dtype=a.dtype)
-    with np.errstate(all="ignore"):  # in torch's memory, for its alignment
-        np.matmul(a.numpy(), b.numpy(), out=product.numpy())
-    return product
-
-
 def factor_for(P: Tensor, C: Tensor, active: Tensor) -> Factor:
     """A factor that serves these active rows, whether or not ``P`` is definite."""
     factor, singular = factorise(P, C)
@@ -225,11 +211,14 @@ def _solve_chunk(
         t_nu = torch.zeros_like(target)
     t_x = solve_upper(L, w)
     if singular is not None and bool(singular.any()):
-        P, C = system()
-        for i in torch.nonzero(singular.expand(active.shape[0])).reshape(-1).tolist():
-            t_x[i], t_nu[i] = _least_norm(
-                P[min(i, P.shape[0] - 1)], C[min(i, C.shape[0] - 1)], active[i], r_x[i], r_nu[i]
-            )
+        P, C = (t.expand(len(active), *t.shape[1:]) for t in system())
+        which = torch.nonzero(singular.expand(len(active)))[:, 0]
+        counts = active[which].sum(-1)
+        for count in counts.unique().tolist():
+            at_once = max(CHUNK_ENTRIES // (P.shape[-1] + count) ** 2, 1)
+            for part in which[counts == count].split(at_once):
+                given = (t[part] for t in (P, C, active, r_x, r_nu))
+                t_x[part], t_nu[part] = _least_norm(*given)
     return t_x, t_nu
 
 
@@ -312,19 +301,26 @@ def _solve_schur(
 def _least_norm(
     P: Tensor, C: Tensor, active: Tensor, r_x: Tensor, r_nu: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One problem by the eigenvalues of the whole of K, dropping those that are zero."""
-    n = P.shape[-1]
-    index = torch.nonzero(active).reshape(-1)
-    Ca = C[index]
-    K = torch.cat(
-        [torch.cat([P, Ca.mT], 1), torch.cat([Ca, Ca.new_zeros(len(index), len(index))], 1)]
-    )
-    if not bool(K.isfinite().all()):  # the eigenvalue routine would give up on the whole batch
-        return torch.full_like(r_x, torch.nan), torch.full_like(r_nu, torch.nan)
-    t = least_norm(K, torch.cat([r_x, r_nu[index]]))
-    t_nu = torch.zeros_like(r_nu)
-    t_nu[index] = t[n:]
-    return t[:n], t_nu
+    """Problems with equally many active rows by the eigenvalues of the whole of K, without zeros.
+
+    Args:
+        P: ``(B, n, n)``.
+        C: ``(B, rows, n)``.
+        active: Boolean ``(B, rows)``.
+        r_x: ``(B, n, columns)``.
+        r_nu: ``(B, rows, columns)``.
+    """
+    n, (index, _) = P.shape[-1], padded_indices(active, int(active[0].sum()))
+    Ca = C.take_along_dim(index[..., None], 1)
+    corner = Ca.new_zeros(len(Ca), Ca.shape[1], Ca.shape[1])
+    K = torch.cat([torch.cat([P, Ca.mT], 2), torch.cat([Ca, corner], 2)], 1)
+    # The eigenvalue routine would give up on all of them.
+    finite = K.isfinite().all(-1).all(-1)[:, None, None]
+    right = torch.cat([r_x, r_nu.take_along_dim(index[..., None], 1)], 1)
+    t = least_norm(torch.where(finite, K, 0.0), right)
+    t = torch.where(finite, t, torch.nan)
+    t_nu = torch.where(finite, torch.zeros_like(r_nu), torch.nan)
+    return t[:, :n], t_nu.scatter(1, index[..., None].expand(-1, -1, t.shape[-1]), t[:, n:])
 
 
 def padded_indices(active: Tensor, size: int | None = None) -> tuple[Tensor, Tensor | None]:

@@ -61,8 +61,14 @@ class _Call:
         """Where each element's part of ``t`` begins; it is in one piece."""
         if t is None:
             return ABSENT
+        address = t.data_ptr()
+        if not address and t.numel():
+            raise TypeError(
+                f"qp: data must be tensors with memory of their own; got {type(t).__name__}, which "
+                "has none. Pass plain tensors."
+            )
         if self.batch == 1 and t.is_contiguous() and not t.is_neg():
-            return t.data_ptr(), 0
+            return address, 0
         if not (self.is_flat and t.ndim == core + 1 and t.is_contiguous()) or t.is_neg():
             t = flat(t, core, self.shape)
             whole = core == 0 or (t.stride(-1) == 1 and (core == 1 or t.stride(-2) == t.shape[-1]))

@@ -106,7 +106,7 @@ def stack(problem: QuadraticProgram, low: int = 0, high: int | None = None) -> R
     def part(t: Tensor | None, core: int) -> Tensor | None:
         if t is None:
             return None
-        t = flat(t, core, shape)
+        t = flat(t, core, shape).resolve_neg()  # which numpy does not do
         return t if t.shape[0] != batch or high - low == batch else t[low:high]
 
     P, linear_term = part(problem.P, 2), part(q, 1)

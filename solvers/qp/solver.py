@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._threads import calm, spread
+from ..batch import one_by_one
 from ..outcomes import table
 from ..solution import Solution, Status
 from . import kkt
@@ -276,8 +277,8 @@ def polish(rows: Rows, factor: kkt.Factor, active: Tensor, nu: Tensor) -> Start:
     q = rows.q.expand(rows.batch, -1)[..., None]
     x, multipliers = torch.zeros_like(q), torch.zeros_like(at)
     for _ in range(2):  # the second time for what rounding left
-        r_x = -q - kkt.one_by_one(rows.P, x) - kkt.one_by_one(rows.C.mT, multipliers)
-        r_nu = torch.where(active[..., None], at - kkt.one_by_one(rows.C, x), 0.0)
+        r_x = -q - one_by_one(rows.P, x) - one_by_one(rows.C.mT, multipliers)
+        r_nu = torch.where(active[..., None], at - one_by_one(rows.C, x), 0.0)
         t_x, t_nu = kkt.solve(lambda: (rows.P, rows.C), factor, active, r_x, r_nu, size=rows.count)
         x, multipliers = x + t_x, multipliers + t_nu
     return x[..., 0], multipliers[..., 0]

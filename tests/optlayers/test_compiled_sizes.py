@@ -18,6 +18,11 @@ def whole_batch(q):
     return ol.qp(P, q, torch.ones_like(P[:, :2]), torch.ones_like(q[:, :2])).x
 
 
+def solved_ones(q):
+    solution = ol.qp(EYE, q, on_failure="ignore")
+    return torch.where(solution.solved[:, None], solution.x, 0.0)
+
+
 def smoothed(q):
     return ol.qp(EYE, q, lb=torch.zeros_like(q), adjoint=ol.Smoothed(1e-3)).x
 
@@ -48,7 +53,7 @@ def minimum(c):
     return ol.minimize(lambda x, c: ((x - c) ** 4 + x**2).sum(), torch.zeros_like(c), c).x
 
 
-LAYERS = [shared, whole_batch, smoothed, infeasible, cone]
+LAYERS = [shared, whole_batch, solved_ones, smoothed, infeasible, cone]
 LAYERS += [root, root_of_one_sample, fixed_point, minimum]
 
 

@@ -12,8 +12,10 @@ from torch import nn
 import optlayers as ol
 from optlayers.equilibrium import jacobian_penalty, spectral_radius
 from optlayers.solvers import (
+    GMRES,
     LBFGS,
     Anderson,
+    Broyden,
     GaussNewton,
     GradientDescent,
     Newton,
@@ -541,7 +543,61 @@ def test_a_compiled_module_says_what_to_do():
         torch.compile(ol.FixedPointLayer(Cell()), backend="eager", fullgraph=True)(draw(2, 4))
 
 
+@pytest.mark.filterwarnings(r"ignore::Warning")  # of the compiler, which looks at what it leaves
+def test_the_compiler_leaves_alone_what_has_a_module():
+    torch.compiler.reset()
+    model = nn.Sequential(nn.Linear(4, 4), ol.FixedPointLayer(Cell()), nn.Linear(4, 1)).double()
+    u = draw(2, 4)
+    expected = model(u).sum()
+    found = torch.compile(model, backend="eager")(u).sum()
+    assert torch.equal(found, expected)
+    wanted = torch.autograd.grad(expected, list(model.parameters()))
+    for g, e in zip(torch.autograd.grad(found, list(model.parameters())), wanted, strict=True):
+        assert torch.equal(g, e)
+
+
 # --- what a reviewer broke ------------------------------------------------------------------------
+
+
+def square(x, *params):
+    return x.square().sum()
+
+
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        (lambda x: ol.fixed_point(torch.cos, x, solver=Newton()), "Anderson, Picard"),
+        (lambda x: ol.FixedPointLayer(nn.Identity(), solver=Broyden())(x[None]), "Anderson"),
+        (lambda x: ol.root(torch.cos, x, solver=Anderson()), "Broyden, Newton, ScipyRoot"),
+        (lambda x: ol.root(torch.cos, x, solver=Newton), "Newton"),
+        (lambda x: ol.inverse(torch.exp, x, bracket=(-1, 1), solver=Newton()), "Bisection"),
+        (lambda x: ol.least_squares(torch.cos, x, solver=LBFGS()), "LevenbergMarquardt"),
+        (lambda x: ol.minimize(square, x, solver=Newton()), "LBFGS.*ScipyMinimize, TrustRegion"),
+        (lambda x: ol.minimize(square, x, bounds=(0, 1), solver=LBFGS()), "LBFGSB"),
+        (
+            lambda x: ol.minimize(square, x, projection=torch.relu, solver=LBFGS()),
+            "ProjectedGradient",
+        ),
+        (
+            lambda x: ol.minimize(square, x, proximal=lambda x, s: x, solver=LBFGS()),
+            "ProximalGradient",
+        ),
+        (lambda x: ol.minimize(square, x, equalities=torch.cos, solver=LBFGS()), "ScipyMinimize"),
+        (lambda x: ol.root(torch.cos, x, adjoint=GMRES()), r"Dense\(\)"),
+    ],
+)
+def test_a_solver_of_something_else_is_refused(call, names):
+    with pytest.raises(TypeError, match=names):
+        call(tensor(0.5, 0.5))
+
+
+def test_scipy_between_bounds():
+    upper = tensor(0.5, 2.0, requires_grad=True)
+    start, bounds, solver = torch.zeros_like(upper), (None, upper), ScipyMinimize("L-BFGS-B")
+    x = ol.minimize(lambda x: (x - 1).square().sum(), start, bounds=bounds, solver=solver).x
+    assert torch.allclose(x, tensor(0.5, 1.0), atol=1e-8)
+    (g,) = torch.autograd.grad(x.sum(), upper)
+    assert torch.allclose(g, tensor(1.0, 0.0))
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6])

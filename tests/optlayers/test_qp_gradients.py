@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import optlayers as ol
 from optlayers.implicit import kkt as conditions
 from optlayers.implicit import native_kkt
-from optlayers.solvers import InteriorPoint
+from optlayers.solvers import ActiveSet, InteriorPoint, ProximalInteriorPoint
 from solvers.qp import kkt, native
 from tests.optlayers.oracles import (
     INPUTS,
@@ -595,3 +596,29 @@ def test_mixed_types_promote(single):
     assert all(t.grad.dtype == t.dtype for t in leaves.values())
     wanted = gradients({name: t.double() for name, t in data.items()}, layer(*OUTPUTS))[single]
     assert torch.equal(leaves[single].grad, wanted.float())
+
+
+@pytest.mark.parametrize("P", [None, torch.eye(2, dtype=torch.float64)], ids=["LP", "QP"])
+@pytest.mark.parametrize(
+    "solver", [None, ActiveSet(), InteriorPoint(), ProximalInteriorPoint()], ids=repr
+)
+def test_a_view_that_negates(P, solver):
+    q = torch.tensor([[1.0, -2.0], [-0.1, 0.2]], dtype=torch.float64)
+    ends = torch.full((2,), -0.3, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    found = ol.qp(P, torch._neg_view(q), lb=ends[0], ub=ends[1], solver=solver)
+    assert torch.equal(found.x, ol.qp(P, -q, lb=ends[0], ub=ends[1], solver=solver).x)
+
+
+def test_forward_mode_of_an_empty_batch_with_rows_and_bounds():
+    q, G = torch.zeros(0, 2, dtype=torch.float64), torch.ones(0, 1, 2, dtype=torch.float64)
+    P, h = torch.eye(2, dtype=torch.float64), torch.ones(0, 1, dtype=torch.float64)
+    x, tangent = torch.func.jvp(lambda q: ol.qp(P, q, G, h, lb=-P[0]).x, (q,), (q,))
+    assert x.shape == tangent.shape == (0, 2)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_data_without_memory_are_refused():
+    with FakeTensorMode() as mode:
+        P, q = (mode.from_tensor(t) for t in (torch.eye(2).double(), torch.ones(2).double()))
+        with pytest.raises(TypeError, match=r"got FakeTensor.*Pass plain tensors"):
+            ol.qp(P, q)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from solvers import _native, iteration
 from solvers.fixed_point import Anderson, Picard
-from solvers.iteration import Iterate, Iterates, IterativeSolver, Run
+from solvers.iteration import FEW, Iterate, Iterates, IterativeSolver, Run
 from solvers.solution import Status
 
 
@@ -118,9 +119,10 @@ def test_nobody_at_all(compiled, monkeypatch):
 
 
 @pytest.mark.parametrize("transform", ["grad", "jvp"])
-def test_a_solver_that_runs_within_a_transform(transform):
+@pytest.mark.parametrize("samples", [2, FEW + 1])
+def test_a_solver_that_runs_within_a_transform(transform, samples):
     # There, whatever is computed is wrapped, and has no memory of its own.
-    z = torch.ones(2, 1, dtype=torch.float64)
+    z = torch.ones(samples, 1, dtype=torch.float64)
 
     def weighted(c: Tensor) -> Tensor:
         return (Anderson().solve(torch.cos, z).x * c).sum()
@@ -128,7 +130,9 @@ def test_a_solver_that_runs_within_a_transform(transform):
     if transform == "grad":
         slope = torch.func.grad(weighted)(z)[0, 0]
     else:
-        slope = torch.func.jvp(weighted, (z,), (torch.tensor([[1.0], [0.0]]).double(),))[1]
+        along = torch.zeros_like(z)
+        along[0] = 1.0
+        slope = torch.func.jvp(weighted, (z,), (along,))[1]
     assert float(slope) == pytest.approx(0.7390851332151607, abs=1e-9)
 
 
@@ -148,3 +152,50 @@ def test_what_is_returned_shares_no_memory():
     found = run(IterativeSolver(max_iter=19), told(1, 3, 20, torch.float64))
     places = [t.untyped_storage().data_ptr() for t in (found.status, found.iterations, found.error)]
     assert len(set(places)) == 3
+
+
+@dataclass(frozen=True)
+class Impatient(IterativeSolver):
+    """Never looks back."""
+
+    patience = 0
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_settings_of_any_type(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(iteration, "library", lambda: None)
+    z, eps = torch.ones(2, 1, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64)
+    most = 1e3, float("inf"), np.float64(50), 2**70
+    counts = [Picard(max_iter=m).solve(torch.cos, z).iterations.tolist() for m in most]
+    assert counts[0] == counts[1] == counts[3] > [50, 50] == counts[2]
+    assert Picard(eps_abs=np.array(1e-3)).solve(torch.cos, z).solved.all()
+    solver = Picard(eps_abs=eps, eps_rel=0)
+    few = solver.solve(torch.cos, z).iterations
+    eps.fill_(1e-10)
+    assert (solver.solve(torch.cos, z).iterations > few).all()
+    found = run(Impatient(max_iter=19), told(2, 3, 20, torch.float64))
+    assert found.status.shape == (3,)
+
+
+def test_steps_of_another_shape_are_refused():
+    x, error = torch.zeros(5, 2), torch.ones(5)
+    for wrong in (
+        Iterate(x, error[:1]),
+        Iterate(x, error.sum()),
+        Iterate(x, error, scale=error[:1]),
+    ):
+        with pytest.raises(ValueError, match=r"keep its shape, \(5,\).*got"):
+            run(IterativeSolver(), [wrong])
+    with pytest.raises(ValueError, match=r"keep its shape, \(5, 2\).*got \(1, 2\)"):
+        run(IterativeSolver(), [Iterate(x, error), Iterate(x[:1], error)])
+
+
+def test_tensors_without_memory_are_not_read():
+    with FakeTensorMode() as mode, pytest.raises(DataDependentOutputException):
+        Picard().solve(torch.cos, mode.from_tensor(torch.ones(3, 2)))
+
+
+def test_a_history_of_nobody():
+    found = Anderson(keep_history=True).solve(torch.cos, torch.ones(0, 2))
+    assert found.history.shape == (1, 0)
