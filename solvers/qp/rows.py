@@ -156,13 +156,8 @@ def _stack(
 def empty(like: Tensor, *shape: int) -> Tensor:
     """Uninitialised memory like a tensor's."""
     if like.device.type == "cpu" and like.dtype == torch.float64:
-        return doubles(*shape)
+        return torch.from_numpy(np.empty(shape))  # which asks the system for huge pages
     return like.new_empty(shape)
-
-
-def doubles(*shape: int) -> Tensor:
-    """Uninitialised memory from numpy, which asks the system for huge pages."""
-    return torch.from_numpy(np.empty(shape))
 
 
 def symmetric(P: Tensor) -> Tensor:
