@@ -62,6 +62,7 @@ def compile_library(root: Path) -> None:
         made = sources / f"native.{os.getpid()}.so"
         define = ["-DWITH_LEVELS"] if many else []
         command = [*compiler, *FLAGS.split(), *define, "-shared"]
-        command += [str(sources / "dispatch.c"), str(sources / "steps.c"), *objects]
+        command += [str(sources / f"{part}.c") for part in ("dispatch", "steps", "systems")]
+        command += objects
         subprocess.run([*command, "-o", str(made), "-lm"], check=True)
         made.replace(root / LIBRARY)

@@ -1,21 +1,20 @@
 """The loop that all iterative solvers share: who still runs, who is done, who cannot get further.
 
-A method is a generator. It yields where it is and how far it still wants to go, and is sent back
-which samples still run; all it remembers are local variables. Samples never wait for each other to
-be right: what a sample ends with is recorded when it stops, whatever the method does to it later.
+A method is a generator. It yields where it is and how far it still wants to go, and is told which
+samples still run; all it remembers are local variables. Samples never wait for each other to be
+right: what a sample ends with is recorded when it stops, whatever the method does to it later.
 """
 
 from array import array
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
-from ._native import library, word
+from ._native import laid_out, library_for, word
 from .solution import Solution, Status
 
 # Tolerances where none are given: what a well-conditioned problem reaches in this precision.
@@ -25,7 +24,6 @@ LOOSE = 100.0
 # Improvement by less than this factor while patience lasts, near the tolerance, is none: rounding.
 LEAST_PROGRESS = 0.99
 STEPS_BETWEEN_CHECKS = 8  # where asking makes a device wait for the host
-FEW = 20  # numbers that are looked at one by one in less time than torch takes
 
 
 class Iterate(NamedTuple):
@@ -34,20 +32,37 @@ class Iterate(NamedTuple):
     Attributes:
         x: ``(B, n)``.
         error: ``(B)``: 2-norm of the step that the method would take from here, or of what stands
-            for it: in the units of ``x``. NaN says that there is no way on.
+            for it: in the units of ``x``. NaN says that there is no way on. None if it is the
+            distance of ``x`` from ``start``.
         value: Objective or merit ``(B)``, for tables and histories; None if there is none.
         kept: What derivatives may reuse, a factorisation say, as it was last.
         scale: What ``eps_rel`` is relative to ``(B)``, where that is not the norm of ``x``.
+        start: ``(B, n)``, where there is no ``error``.
     """
 
     x: Tensor
-    error: Tensor
+    error: Tensor | None
     value: Tensor | None = None
     kept: tuple[Tensor, ...] = ()
     scale: Tensor | None = None
+    start: Tensor | None = None
 
 
-Iterates = Generator[Iterate, Tensor, None]
+class Seen(Protocol):
+    """What a method hears of its iterate.
+
+    Attributes:
+        running: Who goes on ``(B)``.
+    """
+
+    running: Tensor
+
+    @property
+    def slow(self) -> int:
+        """How many of those have an error that is more than half of their last one."""
+
+
+Iterates = Generator[Iterate, Seen, None]
 
 
 class Run(NamedTuple):
@@ -120,7 +135,7 @@ class IterativeSolver:
         it = next(iterates)
         record = _record_of(self, it)
         while not record.looks_at(it):
-            it = iterates.send(record.running)
+            it = iterates.send(record)
         iterates.close()
         return record.run(it)
 
@@ -134,14 +149,14 @@ class _Record:
     """
 
     def __init__(self, solver: IterativeSolver, first: Iterate) -> None:
-        x, error = first.x, first.error
+        x, error = first.x, _error_of(first)
         self.solver, self.k = solver, 0
         self.eps_abs, self.eps_rel = solver.tolerances(x.dtype)
         self.tiny = torch.finfo(x.dtype).tiny  # the least that errors are divided by
         # In single precision ratios may overflow, but not all devices have another.
         self.wide = torch.float64 if is_at_hand(x) else x.dtype
         self.best, self.best_value = x, first.value
-        self.best_error = torch.full_like(error, torch.inf)
+        self.error = self.last_error = self.best_error = torch.full_like(error, torch.inf)
         self.best_ratio = self.before = self.best_error.to(self.wide)
         self.iterations = torch.zeros_like(error, dtype=torch.int64)
         self.running = torch.ones_like(error, dtype=torch.bool)
@@ -151,7 +166,8 @@ class _Record:
 
     def looks_at(self, it: Iterate) -> bool:
         """Take account of what comes next; whether that was all."""
-        k, solver, error = self.k, self.solver, it.error
+        k, solver, error = self.k, self.solver, _error_of(it)
+        self.last_error, self.error = self.error, error
         scale = torch.linalg.vector_norm(it.x, dim=-1) if it.scale is None else it.scale
         tolerance = self.eps_abs + self.eps_rel * scale.to(self.wide)
         ratio = error.to(self.wide) / tolerance.clamp_min(self.tiny)
@@ -175,12 +191,17 @@ class _Record:
             self.running = self.running & ~(stuck & (self.best_ratio <= LOOSE))
             self.before = self.best_ratio
         if solver.verbose:
-            _print_line(k, self.running, it)
+            _print_line(k, self.running, error, it.value)
         if k == solver.max_iter or (k % self.asks == 0 and not bool(self.running.any())):
             return True
         self.iterations = self.iterations + self.running
         self.k += 1
         return False
+
+    @property
+    def slow(self) -> int:
+        """See :class:`Seen`."""
+        return int((self.running & ~(self.error < 0.5 * self.last_error)).sum())
 
     def run(self, it: Iterate) -> Run:
         """What came of it all, with the last iterate."""
@@ -198,9 +219,9 @@ class _Record:
         )
 
 
-# Words of the structure in ``solvers/c/steps.c`` that change at every step, after three addresses.
-_K, _BETTER, _LEFT = 3, 4, 5
-_KEPT = *[np.float64] * 3, *[np.int64] * 2, *[np.bool_] * 2
+# Words of the structure in ``solvers/c/steps.c`` that change at every step.
+_X, _START, _ERROR, _SCALE, _K, _BETTER, _LEFT, _SLOW = range(8)
+_KEPT = *[np.float64] * 4, *[np.int64] * 2, *[np.bool_] * 2
 
 
 class _CompiledRecord:
@@ -221,28 +242,32 @@ class _CompiledRecord:
         self.count, n = self.shape
         self.best, self.best_value = x, first.value
         self.errors: list[Tensor] = []
-        # What is kept for each sample, filled in at the first step; the second is the ratio of the
-        # best error to its tolerance, the third what that was when one last looked back.
+        # What is kept for each sample, filled in at the first step; the third is the ratio of the
+        # best error to its tolerance, the fourth what that was when one last looked back.
         self.kept = [torch.from_numpy(np.empty(self.count, kind)) for kind in _KEPT]
-        self.best_error, _, _, self.iterations, self.status, self.running, self.better = self.kept
+        self.error, self.best_error, _, _, *rest = self.kept
+        self.iterations, self.status, self.running, self.better = rest
         places = [t.data_ptr() for t in self.kept]
         is_single = x.dtype == torch.float32
         most = int(min(solver.max_iter, 1 << 62))
         settings = self.count, n, is_single, solver.keeps_last, solver.patience, most
         limits = *solver.tolerances(x.dtype), torch.finfo(x.dtype).tiny, LOOSE, LEAST_PROGRESS
         words = [word(limit) for limit in limits]
-        self.job = array("q", (*[0] * 6, *places, *settings, *words))
+        self.job = array("q", (*[0] * 8, *places, *settings, *words))
         self.address, _ = self.job.buffer_info()
 
     def looks_at(self, it: Iterate) -> bool:
         """Take account of what comes next; whether that was all."""
         job, solver, k = self.job, self.solver, self.job[_K]
-        one_each = (self.count,)
-        given = [self._ready(it.x, self.shape), self._ready(it.error, one_each)]
-        if it.scale is not None:
-            given.append(self._ready(it.scale, one_each))
-        for place, t in enumerate(given):
-            job[place] = t.data_ptr()
+        # The numbers must live until they have been read.
+        x = self._ready(it.x, self.shape)
+        error = it.error if it.error is None else self._ready(it.error, self.shape[:1])
+        scale = it.scale if it.scale is None else self._ready(it.scale, self.shape[:1])
+        start = it.start if it.start is None else self._ready(it.start, self.shape)
+        job[_X] = x.data_ptr()
+        job[_ERROR] = 0 if error is None else error.data_ptr()
+        job[_SCALE] = 0 if scale is None else scale.data_ptr()
+        job[_START] = 0 if start is None else start.data_ptr()
         self.step(self.address)
         if job[_BETTER] == self.count:
             self.best, self.best_value = it.x, it.value
@@ -251,10 +276,16 @@ class _CompiledRecord:
             if it.value is not None and self.best_value is not None:
                 self.best_value = torch.where(self.better, it.value, self.best_value)
         if solver.keep_history:
-            self.errors.append(torch.where(self.iterations >= k, it.error, torch.nan))
+            error = self.error.to(self.dtype)
+            self.errors.append(torch.where(self.iterations >= k, error, torch.nan))
         if solver.verbose:
-            _print_line(k, self.running, it)
+            _print_line(k, self.running, self.error, it.value)
         return not job[_LEFT]
+
+    @property
+    def slow(self) -> int:
+        """See :class:`Seen`."""
+        return self.job[_SLOW]
 
     def _ready(self, t: Tensor, shape: tuple[int, ...]) -> Tensor:
         """As compiled code reads it: parameters of another type may have changed that of ``x``."""
@@ -263,7 +294,7 @@ class _CompiledRecord:
                 f"{type(self.solver).__name__}: a step must keep its shape, {tuple(shape)} here; "
                 f"got {tuple(t.shape)}. Functions get all samples at once, and map each."
             )
-        return (t if t.dtype == self.dtype else t.to(self.dtype)).contiguous()
+        return laid_out(t if t.dtype == self.dtype else t.to(self.dtype))
 
     def run(self, it: Iterate) -> Run:
         """What came of it all, with the last iterate."""
@@ -271,7 +302,7 @@ class _CompiledRecord:
             self.best,
             self.status,
             self.iterations,
-            self.best_error.to(it.error.dtype),
+            self.best_error.to(self.dtype),
             self.best_value,
             it.kept,
             torch.stack(self.errors) if self.errors else None,
@@ -279,11 +310,10 @@ class _CompiledRecord:
 
 
 def _record_of(solver: IterativeSolver, first: Iterate) -> _Record | _CompiledRecord:
-    compiled = library() if is_at_hand(first.x) else None
-    has_memory = all(
-        type(t) is Tensor and not is_functorch_wrapped_tensor(t) for t in (first.x, first.error)
-    )
-    if compiled is None or not has_memory or first.x.dtype not in (torch.float32, torch.float64):
+    length = first.start if first.error is None else first.error
+    assert length is not None
+    compiled = library_for(first.x, length)
+    if compiled is None:
         return _Record(solver, first)
     return _CompiledRecord(compiled.optlayers_step, solver, first)
 
@@ -293,12 +323,12 @@ def is_at_hand(t: Tensor) -> bool:
     return t.is_cpu
 
 
-def all_below(numbers: Tensor, factor: float, others: Tensor) -> bool:
-    """Whether each number of ``(B)`` is less than ``factor`` times the other one, on a CPU."""
-    if len(numbers) <= FEW:
-        pairs = zip(numbers.tolist(), others.tolist(), strict=True)
-        return all(a < factor * b for a, b in pairs)
-    return bool((numbers < factor * others).all())
+def _error_of(it: Iterate) -> Tensor:
+    if it.error is not None:
+        return it.error
+    assert it.start is not None
+    length: Tensor = torch.linalg.vector_norm(it.x - it.start, dim=-1)
+    return length
 
 
 def solution_of(run: Run, shape: torch.Size) -> Solution:
@@ -314,11 +344,11 @@ def solution_of(run: Run, shape: torch.Size) -> Solution:
     )
 
 
-def _print_line(k: int, running: Any, it: Iterate) -> None:
+def _print_line(k: int, running: Tensor, error: Tensor, value: Tensor | None) -> None:
     if k == 0:
         print(f"{'iteration':>9} {'running':>9} {'largest step':>14} {'median step':>14}", end="")
-        print("" if it.value is None else f" {'mean value':>14}")
-    largest = float(it.error.nan_to_num(torch.inf).max()) if len(it.error) else 0.0
-    median = float(it.error.median()) if len(it.error) else 0.0
+        print("" if value is None else f" {'mean value':>14}")
+    largest = float(error.nan_to_num(torch.inf).max()) if len(error) else 0.0
+    median = float(error.median()) if len(error) else 0.0
     print(f"{k:9d} {int(running.sum()):9d} {largest:14.3e} {median:14.3e}", end="")
-    print("" if it.value is None else f" {float(it.value.mean()):14.6e}")
+    print("" if value is None else f" {float(value.mean()):14.6e}")

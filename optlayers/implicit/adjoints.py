@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from solvers._threads import calm
 from solvers.derivatives import jacobian_product, value_and_jacobian
 from solvers.fixed_point import Anderson, FixedPointSolver
 from solvers.solution import Solution, SolverError, Status
+from solvers.systems import ratios, solve_both
 
 from ..failure import OnFailure, warn
 from .graph import Graph
@@ -137,34 +137,21 @@ class Dense(Adjoint):
         found = _by_what_was_kept(system, v) if system.kept else None
         if found is None:
             value, M = system.matrix()
-            found = _by_lu(M, v, value[None], system.transposed)
-        u, step = found[0], -found[1][0]
+            found = solve_both(M, v, value, crossed=system.transposed)
+        u, back = found
         # A Newton step tells how far the point may be from the solution.
-        length, size = (torch.linalg.vector_norm(t, dim=-1) for t in (step, system.x))
-        far = length / (size + NEARBY[v.dtype])
-        near = far <= NO_SOLUTION
-        if not bool(near.all()):
-            step = torch.where(near[:, None], step, 0.0)
-        residual = relative(system.residual(u, v, step), v)
-        solved, residual = judged(system, v, u, torch.maximum(residual, far))
+        far, farthest = ratios(back, system.x.detach(), NEARBY[v.dtype])
+        step = -back
+        if not farthest <= NO_SOLUTION:
+            step = torch.where(far[:, None] <= NO_SOLUTION, step, 0.0)
+        solved, residual = judged(system, v, u, relative(system.residual(u, v, step), v, far))
         if solved is not u:  # what is left out must not be looked at where it may be undefined
             system.residual(solved, v, torch.where(solved.any(-1).any(0)[:, None], step, 0.0))
         return solved, residual
 
 
-def _by_lu(M: Tensor, v: Tensor, w: Tensor, other: bool) -> tuple[Tensor, Tensor]:
-    """Solve with ``(B, n, n)`` for ``v`` and ``w``, with its transpose for ``w`` if it says so."""
-    if M.shape[-1] == 1:
-        return v / M[..., 0], w / M[..., 0]
-    with calm():
-        LU, pivots, _ = torch.linalg.lu_factor_ex(M)
-        u = torch.linalg.lu_solve(LU, pivots, v.movedim(0, -1))
-        x = torch.linalg.lu_solve(LU, pivots, w.movedim(0, -1), adjoint=other)
-    return u.movedim(-1, 0), x.movedim(-1, 0)
-
-
 def _by_what_was_kept(system: Linearised, v: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Solve for ``v`` and for the conditions, as :func:`_by_lu` does, with what forward factored.
+    """Solve for ``v`` and for the conditions, as ``solve_both`` does, with what forward factored.
 
     Refined; None if that does not get there.
     """
@@ -175,10 +162,10 @@ def _by_what_was_kept(system: Linearised, v: Tensor) -> tuple[Tensor, Tensor] | 
 
     u = rough(v, system.transposed)
     u = u + rough(v - system.product(u), system.transposed)
-    good = relative(v - system.product(u), v) < torch.finfo(v.dtype).eps ** 0.75
-    if not bool(good.all()):
+    _, worst = relative(v - system.product(u), v)
+    if not worst < torch.finfo(v.dtype).eps ** 0.75:
         return None
-    return u, rough(system.function(system.x)[None], False)
+    return u, rough(system.function(system.x)[None], False)[0]
 
 
 @dataclass(frozen=True)
@@ -263,7 +250,7 @@ class Neumann(Adjoint):
         product, u = system.product, v
         for _ in range(self.k):
             u = u - product(u) + v
-        return u, relative(v - product(u), v)
+        return u, relative(v - product(u), v)[0]
 
 
 @dataclass(frozen=True)
@@ -286,7 +273,7 @@ class Phantom(Adjoint):
         product, u = system.product, self.tau * v
         for _ in range(self.k - 1):
             u = u + self.tau * (v - product(u))
-        return u, relative(v - product(u), v)
+        return u, relative(v - product(u), v)[0]
 
 
 @dataclass(frozen=True)
@@ -328,14 +315,20 @@ def over_columns(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
     return mapped
 
 
-def relative(residual: Tensor, v: Tensor) -> Tensor:
-    """Norms of residuals relative to right-hand sides; zero where both are."""
-    size = torch.linalg.vector_norm(v, dim=-1).clamp_min_(torch.finfo(v.dtype).tiny)
-    return torch.linalg.vector_norm(residual, dim=-1) / size  # type: ignore[no-any-return]
+def relative(residual: Tensor, v: Tensor, least: Tensor | None = None) -> tuple[Tensor, float]:
+    """Lengths of residuals ``(..., B, n)`` relative to right-hand sides, and the largest.
+
+    Zero where both are; nowhere below ``least`` ``(B)``.
+    """
+    return ratios(residual, v, torch.finfo(v.dtype).tiny, least)
 
 
 def judged(
-    system: Linearised, v: Tensor, u: Tensor, residual: Tensor, asked: float = 0.0
+    system: Linearised,
+    v: Tensor,
+    u: Tensor,
+    relative_to_v: tuple[Tensor, float],
+    asked: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Say what is wrong with a solution, and let nothing wrong pass for a derivative.
 
@@ -343,13 +336,13 @@ def judged(
         system: That was solved.
         v: The right-hand side ``(columns, B, n)``; where it is zero there is nothing to be wrong.
         u: The solution ``(columns, B, n)``.
-        residual: Relative residuals ``(columns, B)``.
+        relative_to_v: Relative residuals ``(columns, B)``, and the largest of them.
         asked: A residual that the user asked for, which needs no word.
 
     Raises:
         SolverError: Where the policy is to raise and a sample's system has no solution.
     """
-    worst = float(residual.max()) if residual.numel() else 0.0  # NaN if there is one
+    residual, worst = relative_to_v
     accepted = max(INACCURATE.get(u.dtype, 1e-1), asked)
     if worst <= accepted:
         return u, residual

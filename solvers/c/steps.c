@@ -4,6 +4,7 @@
    move them. */
 
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum { SOLVED, SOLVED_INACCURATE, MAX_ITERATIONS, NUMERICAL_ERROR = 5 };
@@ -11,13 +12,15 @@ enum { SOLVED, SOLVED_INACCURATE, MAX_ITERATIONS, NUMERICAL_ERROR = 5 };
 /* Words of eight bytes, all of them. */
 typedef struct {
     /* The method's next step. */
-    const void *x, *error, *scale;  /* (count, n); (count); (count), or NULL for the norm of x */
+    const void *x, *start;          /* (count, n) both; start, or NULL where errors are given */
+    const void *error, *scale;      /* (count), or NULL: |x - start|; (count), or NULL: |x| */
     int64_t k;                      /* its number; counted on here */
     /* What came of it. */
     int64_t better;                 /* samples that are better than before */
     int64_t left;                   /* samples that go on */
+    int64_t slow;                   /* those of them whose error did not even halve */
     /* What has been so far. */
-    double *best_error, *best_ratio, *ratio_before;
+    double *last_error, *best_error, *best_ratio, *ratio_before;
     int64_t *iterations, *status;
     uint8_t *running, *is_better;
     /* What does not change. */
@@ -29,32 +32,42 @@ static double at(const void *numbers, int64_t i, int64_t is_single) {
     return is_single ? ((const float *)numbers)[i] : ((const double *)numbers)[i];
 }
 
-#define LENGTH(name, Number)                                                 \
-    static double name(const Number *x, int64_t n) {                         \
-        double sums[8] = {0};                                                \
-        int64_t i = 0;                                                       \
-        for (; i + 8 <= n; i += 8)                                           \
-            for (int j = 0; j < 8; j++)                                      \
-                sums[j] += (double)x[i + j] * x[i + j];                      \
-        for (; i < n; i++)                                                   \
-            sums[0] += (double)x[i] * x[i];                                  \
-        for (int j = 1; j < 8; j++)                                          \
-            sums[0] += sums[j];                                              \
-        return sqrt(sums[0]);                                                \
+/* From x to start, or to zero if that is NULL. The order of the sum does not depend on where in
+   memory the numbers are. */
+#define DISTANCE(name, Number)                                                     \
+    static double name(const Number *x, const Number *start, int64_t n) {          \
+        double sums[8] = {0};                                                      \
+        int64_t i = 0;                                                             \
+        for (; i + 8 <= n; i += 8)                                                 \
+            for (int j = 0; j < 8; j++) {                                          \
+                double step = x[i + j] - (start ? (double)start[i + j] : 0.0);     \
+                sums[j] += step * step;                                            \
+            }                                                                      \
+        for (; i < n; i++) {                                                       \
+            double step = x[i] - (start ? (double)start[i] : 0.0);                 \
+            sums[0] += step * step;                                                \
+        }                                                                          \
+        for (int j = 1; j < 8; j++)                                                \
+            sums[0] += sums[j];                                                    \
+        return sqrt(sums[0]);                                                      \
     }
-LENGTH(length_of_singles, float)
-LENGTH(length_of_doubles, double)
+DISTANCE(distance_of_singles, float)
+DISTANCE(distance_of_doubles, double)
 
-static double scale_of(const Step *s, int64_t i) {
-    if (s->scale)
-        return at(s->scale, i, s->is_single);
-    return s->is_single ? length_of_singles((const float *)s->x + i * s->n, s->n)
-                        : length_of_doubles((const double *)s->x + i * s->n, s->n);
+/* The same of a sample. */
+static double distance(const Step *s, const void *start, int64_t i) {
+    int64_t from = i * s->n;
+    if (s->is_single)
+        return distance_of_singles((const float *)s->x + from,
+                                   start ? (const float *)start + from : NULL, s->n);
+    return distance_of_doubles((const double *)s->x + from,
+                               start ? (const double *)start + from : NULL, s->n);
 }
 
 static void begin(Step *s) {
     for (int64_t i = 0; i < s->count; i++) {
-        s->best_error[i] = s->best_ratio[i] = s->ratio_before[i] = INFINITY;
+        s->last_error[i] = s->best_error[i] = INFINITY;
+        s->best_ratio[i] = s->ratio_before[i] = INFINITY;
         s->iterations[i] = 0;
         s->status[i] = MAX_ITERATIONS;
         s->running[i] = 1;
@@ -72,13 +85,16 @@ void optlayers_step(Step *s) {
         begin(s);
     int looks_back = s->patience > 0 && s->k % s->patience == s->patience - 1;
     int is_last = s->k == s->max_iter;
-    s->better = s->left = 0;
+    s->better = s->left = s->slow = 0;
     for (int64_t i = 0; i < s->count; i++) {
         s->is_better[i] = 0;
         if (!s->running[i])
             continue;
-        double tolerance = s->eps_abs + s->eps_rel * scale_of(s, i);
-        double error = at(s->error, i, s->is_single);
+        double scale = s->scale ? at(s->scale, i, s->is_single) : distance(s, NULL, i);
+        double tolerance = s->eps_abs + s->eps_rel * scale;
+        double error = s->error ? at(s->error, i, s->is_single) : distance(s, s->start, i);
+        double last_error = s->last_error[i];
+        s->last_error[i] = error;
         double ratio = error / (tolerance > s->tiny ? tolerance : s->tiny);
         int is_finite = isfinite(error) && isfinite(tolerance);  /* the norm may overflow */
         int has_arrived = is_finite && error <= tolerance;
@@ -96,6 +112,7 @@ void optlayers_step(Step *s) {
         if (s->running[i] && !is_last) {
             s->iterations[i]++;
             s->left++;
+            s->slow += !(error < 0.5 * last_error);
             continue;
         }
         int64_t failed = isnan(error) ? NUMERICAL_ERROR : MAX_ITERATIONS;

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._threads import calm
-from ..iteration import Iterate, Iterates, all_below, is_at_hand
+from ..iteration import Iterate, Iterates, is_at_hand
 from .solver import FixedPointSolver
 
 # Mixing pauses while the residual is this many times as long as the shortest so far.
@@ -85,29 +85,23 @@ class Anderson(FixedPointSolver):
             ridge = RIDGE_IN_ROUNDINGS * torch.finfo(z.dtype).eps
         # More threads than one would wait for each other in every product.
         quiet = calm if batch * n * m <= SMALL else nullcontext
-        # Whose residuals have always shrunk fast. While that is all that run, no products are made.
+        # While all that run shrink fast, no products are made.
         starts_plainly = batch * n * m <= PLAIN
-        all_fast = starts_plainly and is_at_hand(z)
         last: deque[tuple[Tensor, Tensor]] = deque(maxlen=m + 1)
 
-        fz = f(z)
-        g = fz - z
-        norm = torch.linalg.vector_norm(g, dim=-1)
-        fast = torch.ones_like(norm, dtype=torch.bool)
-        k, least = 0, torch.full_like(norm, torch.inf)
-        last.append((fz, g))
-        while all_fast:
-            running = yield Iterate(fz, norm)
-            least = norm
-            z = fz if beta == 1.0 else z + beta * g
-            fz = f(z)
-            g = fz - z
-            norm = torch.linalg.vector_norm(g, dim=-1)
-            last.append((fz, g))
-            k += 1
-            if not all_below(norm, FAST, least):
-                fast &= norm < FAST * least
-                all_fast = bool((fast | ~running).all())
+        k, fz = 0, f(z)
+        last.append((z, fz))
+        seen = yield Iterate(fz, None, start=z)
+        while starts_plainly and is_at_hand(z) and not seen.slow:
+            z = fz if beta == 1.0 else z + beta * (fz - z)
+            k, fz = k + 1, f(z)
+            last.append((z, fz))
+            seen = yield Iterate(fz, None, start=z)
+        pairs = [(fz, fz - z) for z, fz in last]
+        *before, norm = [torch.linalg.vector_norm(g, dim=-1) for _, g in pairs[-2:]]
+        least = before[0] if before else torch.full_like(norm, torch.inf)
+        fast = norm < FAST * least  # whose residuals have always shrunk fast
+        fz, g = pairs[-1]
 
         # Changes of residuals, and in the last row the residual: one product makes all products of
         # them. All views that an iteration needs are made here, once.
@@ -124,14 +118,14 @@ class Anderson(FixedPointSolver):
         ones = unfilled.diagonal().unbind()
         ones[m].zero_()
 
-        def remember(k: int, new: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor]) -> None:
-            i = (k - 1) % m
+        def remember(i: int, new: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor]) -> None:
+            i %= m
             torch.sub(new[0], old[0], out=value_rows[i])
             torch.sub(new[1], old[1], out=residual_rows[i])
             ones[i].zero_()
 
-        for back, (old, new) in enumerate(pairwise(last)):
-            remember(k - len(last) + 2 + back, new, old)
+        for i, (old, new) in enumerate(pairwise(pairs), k + 1 - len(pairs)):
+            remember(i, new, old)
         while True:
             with quiet():
                 residual.copy_(g)
@@ -150,11 +144,11 @@ class Anderson(FixedPointSolver):
                 if beta != 1.0:
                     mixed = torch.baddbmm(g[:, None], gamma, residuals[:, :m], alpha=-1)
                     z -= (1 - beta) * mixed[:, 0]
-            yield Iterate(fz, norm)
             old_norm, old = norm, (fz, g)
             fz = f(z)
             g = fz - z
             norm = torch.linalg.vector_norm(g, dim=-1)
             fast = fast & (norm < FAST * old_norm)
-            k += 1
             remember(k, (fz, g), old)
+            k += 1
+            yield Iterate(fz, norm)

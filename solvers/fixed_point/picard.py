@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..iteration import Iterate, Iterates
@@ -31,6 +30,5 @@ class Picard(FixedPointSolver):
         """One evaluation an iteration."""
         while True:
             fz = f(z)
-            change = fz - z
-            yield Iterate(fz, torch.linalg.vector_norm(change, dim=-1))
-            z = fz if self.damping == 1.0 else z + self.damping * change
+            yield Iterate(fz, None, start=z)
+            z = fz if self.damping == 1.0 else z + self.damping * (fz - z)

@@ -58,7 +58,7 @@ class BFGS(MinimizeSolver):
         one, allowance = torch.ones_like(value), rounding_allowance(value)
         while True:
             d = -times(H, g)
-            running = yield Iterate(x, vector_norm(d, dim=-1), value)
+            running = (yield Iterate(x, vector_norm(d, dim=-1), value)).running
             point = search(
                 f,
                 (x, value, g),

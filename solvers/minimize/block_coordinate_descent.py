@@ -116,7 +116,7 @@ def _sweeps(f: Objective, x: Tensor, proximal: Proximal | None, groups: list[Ten
             lost = lost | length.isnan()
             x = place(found.x)
         error = torch.linalg.vector_norm(x - before, dim=-1).masked_fill(lost, torch.nan)
-        running = yield Iterate(x, error, value, tuple(s.step for s in steps))
+        running = (yield Iterate(x, error, value, tuple(s.step for s in steps))).running
 
 
 def _block(f: Objective, x: Tensor, group: Tensor) -> tuple[Objective, Objective]:

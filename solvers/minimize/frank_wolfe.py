@@ -97,7 +97,7 @@ class FrankWolfe(IterativeSolver):
             # A gap below zero is rounding, or the oracle's mistake, which is not ours to hide.
             error = gap.abs().masked_fill(lost | ~value.isfinite(), torch.nan)
             size = value.abs().nan_to_num(posinf=0.0)
-            running = yield Iterate(x, error, value, (), size)
+            running = (yield Iterate(x, error, value, (), size)).running
             if self.search:
                 square = (toward * toward).sum(-1)
                 if k == 0:

@@ -67,7 +67,7 @@ class GaussNewton(LeastSquaresSolver):
             error = torch.linalg.vector_norm(p, dim=-1).masked_fill(lost, torch.nan)
             # Singular triangles give inf, which is no length to go on with.
             error = torch.where(error.isfinite(), error, torch.nan)
-            running = yield Iterate(x, error, value, (factor.mT,))
+            running = (yield Iterate(x, error, value, (factor.mT,))).running
             decrease = (rotated * rotated).sum((-2, -1))  # the slope along p, less its sign
             columns = torch.linalg.vector_norm(factor, dim=-2)
             rounding = residual_rounding(value, columns, x) * (2.0 * value).sqrt()

@@ -85,7 +85,7 @@ class GradientDescent(MinimizeSolver):
         t, allowance = first_step(f, x, g), rounding_allowance(value)
         ceiling, weight = value, 1.0
         while True:
-            running = yield Iterate(x, t * vector_norm(g, dim=-1), value)
+            running = (yield Iterate(x, t * vector_norm(g, dim=-1), value)).running
             point = search(
                 f, (x, value, g), -g, t, running, allowance, curvature=None, ceiling=ceiling
             )
@@ -106,7 +106,7 @@ class GradientDescent(MinimizeSolver):
         t = first_step(f, x, g) if self.step is None else torch.full_like(value, self.step)
         y, theta, allowance = x, torch.ones_like(value), rounding_allowance(value)
         while True:
-            running = yield Iterate(y, t * vector_norm(g, dim=-1), value)
+            running = (yield Iterate(y, t * vector_norm(g, dim=-1), value)).running
             if self.step is None:
                 t = _shortened(f, (y, value, g), GROW * t, running, allowance)
             ahead = torch.addcmul(y, t[:, None], g, value=-1)

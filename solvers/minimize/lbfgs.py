@@ -115,7 +115,7 @@ class LBFGS(MinimizeSolver):
         one, allowance = torch.ones_like(value), rounding_allowance(value)
         while True:
             d = -memory.apply(g)
-            running = yield Iterate(x, vector_norm(d, dim=-1), value)
+            running = (yield Iterate(x, vector_norm(d, dim=-1), value)).running
             point = search(f, (x, value, g), d, one, running, allowance)
             if point.failed is not None:
                 # Old pairs may mislead; a sample for which even the gradient fails is at its end.

@@ -129,7 +129,7 @@ class LBFGSB(IterativeSolver):
             free = ~((at_low & (g > 0)) | (at_high & (g < 0)))
             d = -torch.where(free, memory.apply(g, free), step)
             error = vector_norm(torch.clamp(x + d, lower, upper) - x, dim=-1)
-            running = yield Iterate(x, error, value)
+            running = (yield Iterate(x, error, value)).running
             state, failed = _search((f, lower, upper), (x, value, g), d, running, allowance)
             if failed is not None:
                 hopeless = failed & memory.empty()

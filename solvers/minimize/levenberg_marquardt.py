@@ -95,7 +95,7 @@ class LevenbergMarquardt(LeastSquaresSolver):
                 damping = _judge_by_steps(damping, columns * before, columns * undamped, blind)
                 damping = damping.clamp(min=eps)
             error = torch.where(damping < MAX_DAMPING, error, torch.nan)
-            running = yield Iterate(x, error, value, (triangular.mT,))
+            running = (yield Iterate(x, error, value, (triangular.mT,))).running
             waiting, before = running, undamped
             rounding = noise * (2.0 * value).sqrt()
             blind = torch.zeros_like(running)

@@ -175,7 +175,7 @@ class MirrorDescent(IterativeSolver):
                 error = torch.where(error.isfinite(), error, torch.nan)
             else:
                 found, reached, error = steps.search(f, trial, value, x, running)
-            running = yield Iterate(found.x, error, reached, (steps.step,))
+            running = (yield Iterate(found.x, error, reached, (steps.step,))).running
             steps.grow(running)
             x, z = found.x, image
             value, gradient = value_and_gradient(f, x)

@@ -98,7 +98,7 @@ class TrustRegion(MinimizeSolver):
             least = torch.finfo(x.dtype).eps * vector_norm(x, dim=-1)
             hopeless = (radius <= least) & (model.error > radius)
             error = torch.where(hopeless, torch.nan, model.error)
-            running = yield Iterate(x, error, value, (model.factor,))
+            running = (yield Iterate(x, error, value, (model.factor,))).running
             # Samples that stopped stay where their factors are.
             x_t = torch.where(running[:, None], x + p, x)
             value_t, g_t = value_and_gradient(f, x_t)

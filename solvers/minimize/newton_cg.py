@@ -65,7 +65,7 @@ class NewtonCG(MinimizeSolver):
             tolerance = length * (length / largest).sqrt().clamp(max=0.5)
             product = transposed_product(lambda x: gradient(f, x), x)  # the Hessian is symmetric
             d = truncated_cg(product, g, tolerance, scale, running, limit)
-            running = yield Iterate(x, vector_norm(d, dim=-1), value)
+            running = (yield Iterate(x, vector_norm(d, dim=-1), value)).running
             point = search(f, (x, value, g), d, one, running, allowance)
             x, value, g = point.x, point.value, point.gradient
             if point.failed is not None:

@@ -61,7 +61,7 @@ class NonlinearCG(MinimizeSolver):
         d, allowance = -g, rounding_allowance(value)
         steepest: Tensor | None = torch.ones_like(value, dtype=torch.bool)
         while True:
-            running = yield Iterate(x, t * vector_norm(d, dim=-1), value)
+            running = (yield Iterate(x, t * vector_norm(d, dim=-1), value)).running
             point = search(
                 f,
                 (x, value, g),

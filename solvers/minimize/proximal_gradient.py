@@ -127,7 +127,7 @@ def proximal_steps(
             error = torch.where(error.isfinite(), error, torch.nan)
             found = found._replace(x=torch.where(error.isnan()[:, None], torch.nan, found.x))
         u, y_before, gradient_before = found.x, y, gradient
-        running = yield Iterate(u, error, reached, (steps.step,))
+        running = (yield Iterate(u, error, reached, (steps.step,))).running
         used = steps.step
         if fixed is None:
             steps.grow(running)

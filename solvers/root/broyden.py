@@ -79,7 +79,7 @@ class Broyden(RootSolver):
             error = error.masked_fill(lost, torch.nan)
             # What does not help with a new Jacobian never will; the step is told before.
             lost = lost | (bad & fresh)
-            running = yield Iterate(new.x, error, new.norm)
+            running = (yield Iterate(new.x, error, new.norm)).running
             again = bad & running & ~lost
             if H.count == self.memory:
                 H = InverseJacobian(self._beginning(F, new.x), self.memory, x)

@@ -74,7 +74,7 @@ class Newton(RootSolver):
                 new, error, bad = _globalised(F, at, J, step, error, bad, new)
             error = error.masked_fill(lost, torch.nan)
             lost = lost | bad  # they tell their last step before they are given up
-            running = yield Iterate(new.x, error, new.norm, (LU, pivots))
+            running = (yield Iterate(new.x, error, new.norm, (LU, pivots))).running
             # Those that are done stay, so that what is kept does not depend on the others.
             at = choose(running, new, at)
 

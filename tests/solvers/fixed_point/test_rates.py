@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from optlayers.solvers.fixed_point import Anderson, Picard
-from solvers import iteration
+from solvers import _native, iteration
 from solvers.fixed_point import anderson
-from solvers.iteration import FEW
 from solvers.solution import Status
 from tests.solvers.fixed_point.maps import affine, network, symmetric
 
@@ -160,7 +159,7 @@ def by_hand(f, z, tolerance, most=1000):
     return torch.stack(x), list(iterations), torch.stack(errors)
 
 
-def contraction(dtype=torch.float64, n=20, batch=FEW):
+def contraction(dtype=torch.float64, n=20, batch=20):
     generator = torch.Generator().manual_seed(5)
     W = torch.randn(n, n, generator=generator, dtype=dtype)
     W = 0.45 * W / torch.linalg.matrix_norm(W, 2)
@@ -171,7 +170,7 @@ def contraction(dtype=torch.float64, n=20, batch=FEW):
 
 @pytest.mark.parametrize("solver", [Picard(), Anderson()], ids=["Picard", "Anderson"])
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-6, 1e-12])
-@pytest.mark.parametrize("batch", [3, FEW, FEW + 1])
+@pytest.mark.parametrize("batch", [3, 20, 21])
 def test_samples_end_where_they_do_one_by_one(solver, tolerance, batch):
     f, start = contraction(batch=batch)
     strict = replace(solver, eps_abs=tolerance, eps_rel=tolerance)
@@ -185,7 +184,7 @@ def test_samples_end_where_they_do_one_by_one(solver, tolerance, batch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("batch", [1, FEW, FEW + 1])
+@pytest.mark.parametrize("batch", [1, 20, 21])
 @pytest.mark.parametrize("solver", [Picard(), Anderson()], ids=["Picard", "Anderson"])
 def test_samples_that_arrive_at_the_same_time(solver, batch, dtype):
     f, start = contraction(dtype, batch=1)
@@ -203,7 +202,7 @@ def test_samples_that_arrive_at_the_same_time(solver, batch, dtype):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("batch", [2, FEW + 1])
+@pytest.mark.parametrize("batch", [2, 21])
 def test_a_sample_that_makes_no_progress_is_seen(batch):
     # Near the tolerance, the residual of the last sample goes round at 30 tolerances.
     start = torch.zeros(batch, 1, dtype=torch.float64)
@@ -255,7 +254,7 @@ def test_no_step_is_in_vain_where_convergence_gets_slower():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("batch", [1, FEW + 1])
+@pytest.mark.parametrize("batch", [1, 21])
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("tolerance", [0.0, 1e-40])
 def test_the_best_point_where_the_tolerance_is_next_to_nothing(dtype, batch, recorded, tolerance):
@@ -273,6 +272,7 @@ def test_on_a_device_numbers_stay_there(solver, recorded, monkeypatch):
     start[1] = torch.nan
     solver = replace(solver, keep_history=recorded)
     expected = solver.solve(f, start)
+    monkeypatch.setattr(_native, "library", lambda: None)
     monkeypatch.setattr(iteration, "is_at_hand", lambda t: False)
     monkeypatch.setattr(anderson, "is_at_hand", lambda t: False)
     monkeypatch.setattr(torch.Tensor, "numpy", None)

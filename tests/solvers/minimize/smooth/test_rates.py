@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from tests.solvers.minimize.smooth.problems import (
 
 def errors(solver, problem, count):
     """Distances to the minimum of the first iterates, ``(count, B)``."""
-    everyone = torch.ones(len(problem.x0), dtype=torch.bool)
+    everyone = SimpleNamespace(running=torch.ones(len(problem.x0), dtype=torch.bool))
     iterates = solver.iterates(problem.f, problem.x0)
     found = [next(iterates).x]
     found += [iterates.send(everyone).x for _ in range(count - 1)]
