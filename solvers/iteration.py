@@ -241,6 +241,8 @@ class _CompiledRecord:
         self.shape = x.shape
         self.count, n = self.shape
         self.best, self.best_value = x, first.value
+        self.last: Tensor | None = None  # the last step's x as it was given, and as it was read
+        self.x = self.start = x
         self.errors: list[Tensor] = []
         # What is kept for each sample, filled in at the first step; the third is the ratio of the
         # best error to its tolerance, the fourth what that was when one last looked back.
@@ -259,15 +261,20 @@ class _CompiledRecord:
     def looks_at(self, it: Iterate) -> bool:
         """Take account of what comes next; whether that was all."""
         job, solver, k = self.job, self.solver, self.job[_K]
-        # The numbers must live until they have been read.
-        x = self._ready(it.x, self.shape)
-        error = it.error if it.error is None else self._ready(it.error, self.shape[:1])
-        scale = it.scale if it.scale is None else self._ready(it.scale, self.shape[:1])
-        start = it.start if it.start is None else self._ready(it.start, self.shape)
-        job[_X] = x.data_ptr()
+        if it.start is not None:
+            # Plain steps start where the last one ended.
+            same = it.start is self.last
+            self.start = self.x if same else self._ready(it.start, self.shape)
+            job[_START] = job[_X] if same else self.start.data_ptr()
+        self.last, self.x = it.x, self._ready(it.x, self.shape)
+        job[_X] = self.x.data_ptr()
+        error = scale = None  # or numbers that must live until they have been read
+        if it.error is not None:
+            error = self._ready(it.error, self.shape[:1])
+        if it.scale is not None:
+            scale = self._ready(it.scale, self.shape[:1])
         job[_ERROR] = 0 if error is None else error.data_ptr()
         job[_SCALE] = 0 if scale is None else scale.data_ptr()
-        job[_START] = 0 if start is None else start.data_ptr()
         self.step(self.address)
         if job[_BETTER] == self.count:
             self.best, self.best_value = it.x, it.value

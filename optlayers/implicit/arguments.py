@@ -44,8 +44,11 @@ class Arguments:
 
     def plain(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
         """The arguments with these tensors in them; modules as they are."""
-        values: tuple[Any, ...] = self.spec.unflatten([leaf.value(tensors) for leaf in self.leaves])
-        return values
+        values = [leaf.value(tensors) for leaf in self.leaves]
+        if self.spec is _tuple_spec(len(values)):  # as most often, and a pytree takes its time
+            return tuple(values)
+        whole: tuple[Any, ...] = self.spec.unflatten(values)
+        return whole
 
 
 @dataclass(frozen=True)

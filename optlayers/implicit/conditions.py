@@ -121,7 +121,9 @@ class Conditions:
                 if self.kind.has_value:
                     value = on_flat(self.kind.number, scalar=True)(x)
         found = [leaf.clone() for leaf in unravel(x, batch, self.unknowns.shapes)]
-        numbers = [t.reshape(batch) for t in (run.status, run.iterations, run.error)]
+        numbers = [run.status, run.iterations, run.error]
+        if len(batch) != 1:
+            numbers = [t.reshape(batch) for t in numbers]
         kept = [t.reshape((*batch, *t.shape[1:])) for t in run.kept]
         return (*found, *([] if value is None else [value]), *numbers, *kept)
 

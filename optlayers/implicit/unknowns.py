@@ -41,14 +41,14 @@ class Unknowns:
                     f"{where}: x0 must be a tensor of float32 or float64, or a pytree of them; got "
                     f"{what}. Convert it, for example with .double()."
                 )
-        batches = {leaf.shape[:batch_ndim] for leaf in leaves}
-        if len(batches) > 1 or min([leaf.ndim for leaf in leaves]) < batch_ndim:
+        alike = len(leaves) == 1 or len({leaf.shape[:batch_ndim] for leaf in leaves}) == 1
+        if not alike or min([leaf.ndim for leaf in leaves]) < batch_ndim:
             shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
             raise ValueError(
                 f"{where}: the first {batch_ndim} dimensions of x0 count independent samples "
                 f"(batch_ndim={batch_ndim}) and must agree; got shapes {shapes}."
             )
-        if len({(leaf.dtype, leaf.device) for leaf in leaves}) > 1:
+        if len(leaves) > 1 and len({(leaf.dtype, leaf.device) for leaf in leaves}) > 1:
             kinds = ", ".join(f"{leaf.dtype} on {leaf.device}" for leaf in leaves)
             raise ValueError(
                 f"{where}: all tensors of x0 must have one dtype and device; got {kinds}."
@@ -94,6 +94,7 @@ def ravel(leaves: Sequence[Tensor], batch_ndim: int) -> Tensor:
 def unravel(x: Tensor, batch: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """Cut ``(..., n)``, whose leading dimensions are those of ``batch``, into leaves."""
     if len(shapes) == 1:
-        return [x.reshape((*batch, *shapes[0]))]
+        shape = (*batch, *shapes[0])
+        return [x if x.shape == shape else x.reshape(shape)]
     parts = x.split([prod(shape) for shape in shapes], -1)
     return [part.reshape((*batch, *shape)) for part, shape in zip(parts, shapes, strict=True)]
