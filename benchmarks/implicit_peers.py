@@ -121,8 +121,12 @@ def equilibrium_ours_equal(problem: Equilibrium, tolerance: float) -> Variants:
     return equilibrium_ours(problem, tolerance, adjoint)
 
 
-def equilibrium_torchdeq(problem: Equilibrium, tolerance: float) -> Variants:
-    """Both solvers in both directions, with as many iterations as by default where these do."""
+def equilibrium_torchdeq(
+    problem: Equilibrium,
+    tolerance: float,
+    solvers: Sequence[str] = ("anderson", "fixed_point_iter"),
+) -> Variants:
+    """Its solvers in both directions, with as many iterations as by default where these do."""
     from torchdeq import get_deq
 
     variants: Variants = {}
@@ -147,7 +151,7 @@ def equilibrium_torchdeq(problem: Equilibrium, tolerance: float) -> Variants:
 
         return _of_cell(problem, solve)[1]
 
-    for forward, backward in product(("anderson", "fixed_point_iter"), repeat=2):
+    for forward, backward in product(solvers, repeat=2):
         # It pads its records to the largest number of iterations, which takes time.
         for iterations in (40, 200, 1000):
             call = build(forward, backward, iterations)
@@ -155,6 +159,11 @@ def equilibrium_torchdeq(problem: Equilibrium, tolerance: float) -> Variants:
                 break
         variants[f"{forward} / {backward}"] = call
     return variants
+
+
+def equilibrium_torchdeq_anderson(problem: Equilibrium, tolerance: float) -> Variants:
+    """Its Anderson acceleration in both directions, which is what ours is."""
+    return equilibrium_torchdeq(problem, tolerance, ("anderson",))
 
 
 def equilibrium_jaxopt(problem: Equilibrium, tolerance: float) -> Variants:
@@ -370,6 +379,7 @@ EQUILIBRIUM = {
     OURS: equilibrium_ours,
     EQUAL: equilibrium_ours_equal,
     "torchdeq": equilibrium_torchdeq,
+    "torchdeq, Anderson": equilibrium_torchdeq_anderson,
     "jaxopt": equilibrium_jaxopt,
 }
 REGRESSION = {
