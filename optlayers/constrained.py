@@ -10,7 +10,7 @@ from torch.func import grad
 from torch.utils import _pytree as pytree
 
 from solvers.iteration import Run
-from solvers.minimize import ScipyMinimize
+from solvers.minimize import SQP, ScipyMinimize
 from solvers.root import Newton
 from solvers.solution import Solution, Status
 
@@ -41,11 +41,12 @@ class Constrained(Kind):
 
     where: ClassVar[str] = "minimize"
     has_value: ClassVar[bool] = True
+    has_multipliers: ClassVar[bool] = True
 
     @property
     def solvers(self) -> tuple[type, ...]:
         """Those that know constraints."""
-        return (ScipyMinimize,)
+        return (SQP, ScipyMinimize)
 
     def _lagrangian(self, x: Any, unknowns: dict[str, Any], *params: Any) -> Tensor:
         total = self.loss(x, *params)
@@ -67,6 +68,14 @@ class Constrained(Kind):
             inside = clamp(pytree.tree_map(torch.add, point, x["z_box"]), lb, ub)
             found["z_box"] = pytree.tree_map(torch.sub, point, inside)
         return found
+
+    def signs(self, x: Any, *params: Any) -> Any:
+        """Those of the rows of inequalities differ, as they hold minus the inequality."""
+        of = {"x": 0.0, "y": -1.0, "z": 1.0, "z_box": -1.0}
+        return {
+            name: pytree.tree_map(lambda t, sign=of[name]: torch.full_like(t, sign), part)
+            for name, part in x.items()
+        }
 
     def value(self, x: Any, *params: Any) -> Tensor:
         """The Lagrangian; a bound counts as a constraint where its multiplier is not zero."""
@@ -98,7 +107,7 @@ class Constrained(Kind):
             of_all = on_flat(of_unknowns, **how)
             return lambda p: of_all(torch.cat([p, rest], -1))
 
-        solver = ScipyMinimize(method="SLSQP") if self.solver is None else self.solver
+        solver = SQP() if self.solver is None else self.solver
         ends = {}
         if self.bounded:
             lower, upper = ends_of(on_flat, x0, lambda x, lb, ub, *params: (x["x"], lb, ub))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Relative residuals from which an adjoint is inaccurate, and from which it is no solution at all.
 INACCURATE = {torch.float64: 1e-6, torch.float32: 1e-3}
 NO_SOLUTION = 0.1
+REFINEMENTS = 3  # on a matrix whose factors are slightly wrong
 # A Newton step is short relative to this if the solution is zero.
 NEARBY = {torch.float64: 1e-4, torch.float32: 1e-2}
 
@@ -45,6 +46,7 @@ class Linearised:
         transposed: Whether the system is that of the transposed Jacobian.
         on_failure: What to do where there is no solution.
         graph: The conditions there, ready for autograd, if they are at hand.
+        signs: Of ``x``, as :meth:`Kind.signs` says, where there are multipliers.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -54,6 +56,7 @@ class Linearised:
     transposed: bool
     on_failure: OnFailure
     graph: Graph | None = None
+    signs: Callable[[Tensor], Tensor] | None = None
 
     @cached_property
     def product(self) -> Callable[[Tensor], Tensor]:
@@ -138,6 +141,8 @@ class Dense(Adjoint):
         if found is None:
             value, M = system.matrix()
             found = solve_both(M, v, value, crossed=system.transposed)
+            if system.signs is not None:
+                found = _as_if_independent(system, M, v, value, found)
         u, back = found
         # A Newton step tells how far the point may be from the solution.
         far, farthest = ratios(back, system.x.detach(), NEARBY[v.dtype])
@@ -148,6 +153,36 @@ class Dense(Adjoint):
         if solved is not u:  # what is left out must not be looked at where it may be undefined
             system.residual(solved, v, torch.where(solved.any(-1).any(0)[:, None], step, 0.0))
         return solved, residual
+
+
+def _as_if_independent(
+    system: Linearised, M: Tensor, v: Tensor, w: Tensor, found: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Where a matrix is singular because multipliers are not unique: one solution of many.
+
+    It is found by a small diagonal in their place, and refined on the matrix itself, which only
+    succeeds where nothing else makes that singular.
+    """
+    assert system.signs is not None
+
+    def left(u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        other = M.mT if system.transposed else M
+        return v - (M @ u[..., None])[..., 0], w - (other @ x[..., None])[..., 0]
+
+    good = torch.finfo(v.dtype).eps ** 0.5
+    before, worst = relative(left(*found)[0], v)
+    if worst <= good:
+        return found
+    size = M.abs().amax((-2, -1))[:, None]
+    N = M + torch.diag_embed(good * size * system.signs(system.x.detach()))
+    u, x = solve_both(N, v, w, crossed=system.transposed)
+    for _ in range(REFINEMENTS):
+        more = solve_both(N, *left(u, x), crossed=system.transposed)
+        u, x = u + more[0], x + more[1]
+    better = relative(left(u, x)[0], v)[0] <= good
+    better = better & ~(before <= good)
+    u = torch.where(better[..., None], u, found[0])
+    return u, torch.where(better.any(0)[:, None], x, found[1])
 
 
 def _by_what_was_kept(system: Linearised, v: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -250,6 +250,7 @@ class Conditions:
                         True,
                         self.on_failure,
                         graph,
+                        on_flat(self.kind.signs) if self.kind.has_multipliers else None,
                     )
                     with torch.no_grad():
                         u, _ = self.adjoint.solve(system, g_x.reshape(1, rows, n))

@@ -18,11 +18,13 @@ class Kind(ABC):
         where: The name of the function that the user called, for messages.
         symmetric: Whether the Jacobian of the residual is symmetric.
         has_value: Whether :meth:`value` is there.
+        has_multipliers: Whether some of the unknowns are multipliers, see :meth:`signs`.
     """
 
     where: ClassVar[str]
     symmetric: ClassVar[bool] = False
     has_value: ClassVar[bool] = False
+    has_multipliers: ClassVar[bool] = False
 
     @property
     def solvers(self) -> tuple[type, ...]:
@@ -49,6 +51,14 @@ class Kind(ABC):
     def number(self, x: Any, *params: Any) -> Tensor:
         """The value without the terms that are zero, but for rounding."""
         return self.value(x, *params)
+
+    def signs(self, x: Any, *params: Any) -> Any:
+        """What on the Jacobian's diagonal regularises it in the multipliers; of ``x``'s structure.
+
+        Multipliers of constraints that depend on each other are not unique, and the Jacobian is
+        singular, though the rest of the solution has derivatives.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def find(self, on_flat: OnFlat, x0: Tensor) -> Run:

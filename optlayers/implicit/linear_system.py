@@ -74,13 +74,15 @@ class LinearSystem:
             columns = self._columns(v)
             flat = [t.reshape(batch.numel(), *t.shape[len(batch) :]) for t in kept]
             with self.conditions.flat_functions(batch, tensors) as on_flat:
+                kind = self.conditions.kind
                 system = Linearised(
-                    on_flat(self.conditions.kind.residual),
+                    on_flat(kind.residual),
                     x.reshape(batch.numel(), n),
-                    self.conditions.kind,
+                    kind,
                     tuple(flat),
                     self.transposed,
                     self.conditions.on_failure,
+                    signs=on_flat(kind.signs) if kind.has_multipliers else None,
                 )
                 u, residual = self.conditions.adjoint.solve(
                     system, columns.reshape(len(columns), batch.numel(), n)

@@ -17,11 +17,13 @@ from .proximal_gradient import ProximalGradient
 from .scipy_least_squares import ScipyLeastSquares
 from .scipy_minimize import ScipyMinimize
 from .solver import LeastSquaresSolver, MinimizeSolver
+from .sqp import SQP
 
 __all__ = [
     "BFGS",
     "LBFGS",
     "LBFGSB",
+    "SQP",
     "BlockCoordinateDescent",
     "Entropy",
     "Euclidean",
