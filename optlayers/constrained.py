@@ -62,7 +62,8 @@ class Constrained(Kind):
         if self.equalities is not None:
             found["y"] = self.equalities(point, *rest)
         if self.inequalities is not None:
-            found["z"] = x["z"] - torch.relu(x["z"] + self.inequalities(point, *rest))
+            pushed = x["z"] + self.inequalities(point, *rest)
+            found["z"] = x["z"] - torch.where(pushed > _rounding(x), pushed, 0.0)
         if self.bounded:
             found["x"] = pytree.tree_map(torch.add, found["x"], x["z_box"])
             inside = clamp(pytree.tree_map(torch.add, point, x["z_box"]), lb, ub)
@@ -138,6 +139,19 @@ class Constrained(Kind):
             (),
             None,
         )
+
+
+def _rounding(x: dict[str, Any]) -> Tensor | float:
+    """What may be left of a multiplier that is zero ``(*batch, 1)``.
+
+    Where constraints depend on each other some multipliers are zero though their constraints are
+    active: rounding shall not decide which.
+    """
+    parts = [x[name].detach() for name in ("y", "z") if name in x and x[name].shape[-1]]
+    if not parts:
+        return 0.0
+    largest: Tensor = torch.cat(parts, -1).abs().amax(-1, keepdim=True)
+    return largest * torch.finfo(largest.dtype).eps ** 0.6
 
 
 def minimize_constrained(

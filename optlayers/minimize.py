@@ -226,8 +226,8 @@ def minimize(
         batch_ndim: Leading dimensions of ``x`` that are independent samples.
         solver: One of ``optlayers.solvers`` for this kind of problem. By default ``TrustRegion``
             for up to 256 variables and ``LBFGS`` beyond, ``ProjectedGradient``,
-            ``ProximalGradient``, ``LBFGSB``; with constraints SciPy's SLSQP, polished by Newton's
-            method on the conditions.
+            ``ProximalGradient``, ``LBFGSB``; with constraints ``SQP``, polished by Newton's method
+            on the conditions.
         adjoint: By default :class:`Dense` for up to some hundred variables, :class:`Iterative`
             beyond.
         on_failure: See :func:`root`.

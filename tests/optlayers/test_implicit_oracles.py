@@ -305,6 +305,101 @@ def test_constraints_and_multipliers_against_a_quadratic_program():
             close(one, other, 1e-7)
 
 
+TWICE = {
+    "equalities": {
+        "equalities": lambda x, c: torch.stack([x.sum(-1) - c[0], 2 * c[0] - 2 * x.sum(-1)])
+    },
+    "curved equalities": {
+        "equalities": lambda x, c: torch.stack(
+            [x.square().sum() - c[0], 3 * (c[0] - x.square().sum())]
+        )
+    },
+    "inequalities": {
+        "inequalities": lambda x, c: torch.stack([x.sum(-1) - c[0], 2 * x.sum(-1) - 2 * c[0]])
+    },
+    "both": {
+        "equalities": lambda x, c: x.sum(-1, keepdim=True) - c[0],
+        "inequalities": lambda x, c: x.sum(-1, keepdim=True) - c[0],
+    },
+    "bounds": {
+        "equalities": lambda x, c: x[:1] - 0.3,
+        "bounds": (tensor(0.3, -1.0, -1.0), tensor(0.3, 1.0, 1.0)),
+    },
+}
+ONCE = {
+    "equalities": {"equalities": lambda x, c: x.sum(-1, keepdim=True) - c[0]},
+    "curved equalities": {"equalities": lambda x, c: x.square().sum(-1, keepdim=True) - c[0]},
+    "bounds": {"equalities": lambda x, c: x[:1] - 0.3, "bounds": (tensor(-1.0, -1.0, -1.0), None)},
+}
+ONCE["inequalities"] = ONCE["both"] = ONCE["equalities"]
+
+
+@pytest.mark.parametrize("kind", TWICE)
+@pytest.mark.parametrize("adjoint", [ol.Dense(), ol.Iterative()], ids=["dense", "iterative"])
+def test_constraints_that_depend_on_each_other(kind, adjoint):
+    """The multipliers are not unique, the minimum and its derivatives are."""
+    c = tensor(0.5, 1.0, -0.3)
+
+    def minimum(c, constraints):
+        def loss(x, c):
+            return (x - c).square().sum() + 0.1 * (x**4).sum() + x[0] * x[1] * c[2]
+
+        start = tensor(0.1, 0.2, 0.3)
+        return ol.minimize(loss, start, c, adjoint=adjoint, **constraints)
+
+    def x(c, constraints=TWICE[kind]):
+        return minimum(c, constraints).x
+
+    close(x(c), x(c, ONCE[kind]), 1e-8)
+    want = torch.func.jacrev(x)(c, ONCE[kind])
+    assert want.abs().max() > 0.1
+    for way in (torch.func.jacrev(x), torch.func.jacfwd(x)):
+        close(way(c), want, 1e-6)
+    step = 1e-5
+    numerical = [
+        (x(c + step * e) - x(c - step * e)) / (2 * step) for e in torch.eye(3, dtype=DTYPE)
+    ]
+    close(torch.stack(numerical, -1), want, 1e-6)
+    second = torch.func.jacrev(torch.func.jacrev(lambda c: x(c).square().sum()))(c)
+    wanted = torch.func.jacrev(torch.func.jacrev(lambda c: x(c, ONCE[kind]).square().sum()))(c)
+    close(second, wanted, 1e-4)
+
+
+def test_only_multipliers_may_be_open():
+    """A minimum that is not unique has no derivative; nor have multipliers that are not."""
+    c = tensor(0.5).requires_grad_()
+    twice = TWICE["equalities"]["equalities"]
+    flat = ol.minimize(lambda x, c: (x.sum() - c[0]) ** 2, tensor(0.1, 0.2), c, equalities=twice)
+    with pytest.raises(ol.SolverError, match="singular"):
+        flat.x[0].backward()
+    found = ol.minimize(lambda x, c: (x - c).square().sum(), tensor(0.1, 0.2), c, equalities=twice)
+    with pytest.raises(ol.SolverError, match="singular"):
+        found.y[0].backward()
+
+
+def test_a_sample_with_dependent_constraints_beside_others():
+    A = draw(4, 2, 3)
+    A[1, 1], A[3, 1] = 2 * A[1, 0], -A[3, 0]
+    point = draw(4, 3, seed=1)
+    b = (A @ point[..., None])[..., 0]
+    q = draw(4, 3, seed=2)
+
+    def general(q):
+        return ol.minimize(
+            lambda x, q: 0.5 * x.square().sum(-1) + (q * x).sum(-1),
+            torch.zeros(4, 3, dtype=DTYPE),
+            q,
+            equalities=lambda x, q: (A @ x[..., None])[..., 0] - b,
+            batch_ndim=1,
+        ).x
+
+    def quadratic(q):
+        return ol.qp(torch.eye(3, dtype=DTYPE), q, A=A, b=b).x
+
+    close(general(q), quadratic(q), 1e-9)
+    close(torch.func.jacrev(general)(q), torch.func.jacrev(quadratic)(q), 1e-8)
+
+
 # --- optimal values -------------------------------------------------------------------------------
 
 
