@@ -1,5 +1,6 @@
 """Minima under constraints, by the conditions of Karush, Kuhn and Tucker."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -151,7 +152,7 @@ def _rounding(x: dict[str, Any]) -> Tensor | float:
     if not parts:
         return 0.0
     largest: Tensor = torch.cat(parts, -1).abs().amax(-1, keepdim=True)
-    return largest * torch.finfo(largest.dtype).eps ** 0.6
+    return largest * math.pow(torch.finfo(largest.dtype).eps, 0.6)
 
 
 def minimize_constrained(
