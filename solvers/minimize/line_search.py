@@ -30,8 +30,8 @@ class Point(NamedTuple):
         x: ``(B, n)``.
         value: ``(B)``.
         gradient: ``(B, n)``.
-        failed: Samples for which no step was acceptable, where they are, ``(B)``; None if there are
-            none.
+        failed: Samples for which no step was acceptable, where they are, or for which the function
+            fell as far as one looked, ``(B)``; None if there are none.
     """
 
     t: Tensor
@@ -166,7 +166,8 @@ def search(
     t = torch.where(pending, low, found.t)
     x_t = torch.addcmul(x, t[:, None], direction)
     found = _choose(pending, Point(t, x_t, *value_and_gradient(f, x_t), None), found)
-    failed = pending & ~(low > 0)
+    # A function that still falls at the end of all trials has no minimum this way.
+    failed = pending & (~(low > 0) | high.isinf())
     return found._replace(failed=failed) if bool(failed.any()) else found
 
 

@@ -27,6 +27,8 @@ MERITS = 4
 GIVEN_AWAY = 0.5
 # What violations of a linearisation without a solution cost, relative to the model's curvature.
 ELASTIC = 1e6
+# What is added to diagonals, relatively, so that programs have one solution each.
+REGULAR = 1e-8
 # Powell's damping: the least curvature that an update may have, relative to the old one.
 LEAST_CURVATURE = 0.2
 
@@ -150,6 +152,12 @@ class Problem(NamedTuple):
     lower: Tensor | None
     upper: Tensor | None
 
+    def within(self, x: Tensor) -> Tensor:
+        """The nearest point between the bounds."""
+        if self.lower is None and self.upper is None:
+            return x
+        return x.clamp(self.lower, self.upper)
+
 
 class Model(NamedTuple):
     """The functions at a point, and their derivatives there.
@@ -215,10 +223,8 @@ def _choose(mask: Tensor, ours: Model, theirs: Model) -> Model:
 def _iterates(problem: Problem, x: Tensor) -> Iterates:
     """Points with their multipliers ``(B, n + p + m + n)``, from ``x`` on."""
     p, roundings = problem.p, 10 * torch.finfo(x.dtype).eps
-    if problem.lower is not None or problem.upper is not None:
-        x = x.clamp(problem.lower, problem.upper)
-    at = _model(problem, x)
-    flat = first_step(lambda x: problem.everything(x)[:, 0], x, at.gradient)
+    at = _model(problem, problem.within(x))
+    flat = first_step(lambda x: problem.everything(x)[:, 0], at.x, at.gradient)
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     initial = eye / flat.clamp_min(roundings)[:, None, None]
     B, fresh = initial, torch.ones_like(flat, dtype=torch.bool)
@@ -244,7 +250,7 @@ def _iterates(problem: Problem, x: Tensor) -> Iterates:
         ceiling = torch.stack([value + weight * v for value, v in merits]).amax(0)
         ceiling = ceiling + roundings * (1 + ceiling.abs())
         t, found = _search(problem, at, d, running, (ceiling, weight, promised))
-        new = _choose(running & found, _model(problem, at.x + t[:, None] * d), at)
+        new = _choose(running & found, _model(problem, problem.within(at.x + t[:, None] * d)), at)
         lost = running & ~found
         B = _updated(B, at, new, multipliers, fresh & ~lost)
         B = torch.where(lost[:, None, None], initial, B)
@@ -263,8 +269,14 @@ def _step(problem: Problem, at: Model, B: Tensor) -> Step:
     A, G = at.jacobian[:, :p], at.jacobian[:, p:]
     b, h = -at.rows[:, :p], -at.rows[:, p:]
     bounds = {"lb": low, "ub": high}
-    found = Automatic().solve(QuadraticProgram(B, at.gradient, G, h, A, b, **bounds))
+    # Tolerances of programs are absolute: the objective's unit is made such that they suit it.
+    unit = at.gradient.abs().amax(-1, keepdim=True)
+    unit = torch.where(unit > torch.finfo(unit.dtype).tiny, unit, 1.0)
+    P, q = B / unit[..., None], at.gradient / unit
+    P.diagonal(dim1=-2, dim2=-1).mul_(1 + REGULAR)
+    found = Automatic().solve(QuadraticProgram(P, q, G, h, A, b, **bounds))
     d, multipliers, z_box = _parts(found)
+    multipliers, z_box = unit * multipliers, unit * z_box
     if low is None and high is None:
         z_box = torch.zeros_like(d)
     elastic = found.status > Status.SOLVED_INACCURATE
@@ -326,7 +338,7 @@ def _search(
     ceiling, weight, promised = merit
     t, pending = torch.ones_like(ceiling), running
     for _ in range(HALVINGS):
-        values = problem.everything(at.x + t[:, None] * d)
+        values = problem.everything(problem.within(at.x + t[:, None] * d))
         reached = values[:, 0] + weight * excess(values[:, 1:], problem.p).sum(-1)
         pending = pending & ~(reached <= ceiling + DECREASE * t * promised)
         if not bool(pending.any()):

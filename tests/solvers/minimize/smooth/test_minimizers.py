@@ -181,10 +181,18 @@ def test_running_out_of_iterations_is_a_status(solver):
     assert solution.iterations.tolist() == [2, 2, 2]
 
 
+BOTTOMLESS = {
+    "cubic": lambda x: -(x**3).sum(-1),
+    "linear": lambda x: x.sum(-1),  # slopes never tell how far to go
+    "concave": lambda x: -x.square().sum(-1),
+}
+
+
+@pytest.mark.parametrize("f", BOTTOMLESS.values(), ids=BOTTOMLESS)
 @pytest.mark.parametrize("solver", FAST, ids=name_of)
-def test_a_function_without_a_lower_bound_is_not_solved(solver):
+def test_a_function_without_a_lower_bound_is_not_solved(solver, f):
     solver = replace(solver, max_iter=100)
-    solution = solver.solve(lambda x: -(x**3).sum(-1), torch.ones(2, 2, dtype=torch.float64))
+    solution = solver.solve(f, torch.ones(2, 2, dtype=torch.float64))
     assert not solution.solved.any()
 
 
