@@ -31,6 +31,7 @@ from .smoothed import Smoothed
 from .solvers import Solution, SolverError, Status
 
 if TYPE_CHECKING:
+    from . import equilibrium, testing
     from .cone import cone_program
     from .cvxpy import CvxpyLayer
     from .projection import cone_projection
@@ -48,9 +49,11 @@ else:
     _PLACES = {"cone_program": "cone", "cone_projection": "projection", "CvxpyLayer": "cvxpy"}
 
     def __getattr__(name: str) -> Any:
-        """What most programs do without, cones and cvxpy, is imported when it is used."""
+        """What most programs do without, cones and cvxpy say, is imported when it is used."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name in ("equilibrium", "testing"):
+            return import_module(f".{name}", __name__)
         place = import_module(f".{_PLACES.get(name, 'solvers')}", __name__)
         return getattr(place, name)
 
@@ -88,6 +91,7 @@ __all__ = [
     "closest_feasible_qp",
     "cone_program",
     "cone_projection",
+    "equilibrium",
     "fixed_point",
     "implicit_function",
     "inverse",
@@ -96,5 +100,6 @@ __all__ = [
     "qp",
     "root",
     "solvers",
+    "testing",
 ]
 __version__ = "0.1.0"

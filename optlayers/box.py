@@ -1,4 +1,4 @@
-"""Bounds on a pytree of unknowns: None, numbers, tensors, or of the form of the unknowns."""
+"""Bounds as users give them: None, numbers, tensors, or of the form of a pytree of unknowns."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +41,16 @@ def ends_of(
             "swap the two?"
         )
     return lower, upper
+
+
+def for_all(q: Any, bound: Tensor | float | None) -> Tensor | None:
+    """A number, or a tensor without dimensions, as bounds on all variables, as many as ``q``."""
+    if isinstance(q, Tensor) and q.ndim:
+        if isinstance(bound, int | float):
+            return q.new_full(q.shape[-1:], bound)
+        if isinstance(bound, Tensor) and bound.ndim == 0:
+            return bound.expand(q.shape[-1:])
+    return bound  # type: ignore[return-value]  # what is no tensor is refused with all the rest
 
 
 def clamp(x: Any, lb: Any, ub: Any, *params: Any) -> Any:

@@ -10,6 +10,7 @@ from solvers.qp.quadratic_program import check
 from solvers.qp.solver import QPSolver
 from solvers.solution import Solution
 
+from .box import for_all
 from .failure import OnFailure
 from .qp import qp
 
@@ -35,8 +36,8 @@ def closest_feasible_qp(
     h: Tensor | None = None,
     A: Tensor | None = None,
     b: Tensor | None = None,
-    lb: Tensor | None = None,
-    ub: Tensor | None = None,
+    lb: Tensor | float | None = None,
+    ub: Tensor | float | None = None,
     *,
     solver: QPSolver | None = None,
     on_failure: OnFailure = "raise",
@@ -61,8 +62,8 @@ def closest_feasible_qp(
         h: Inequality bounds.
         A: Equality matrix.
         b: Equality values.
-        lb: Lower bounds.
-        ub: Upper bounds.
+        lb: Lower bounds, or a number for all variables.
+        ub: Upper bounds, likewise.
         solver: See :func:`qp`.
         on_failure: See :func:`qp`; bounds that exclude each other and objectives without a minimum
             still fail.
@@ -89,7 +90,8 @@ def closest_feasible_qp(
         >>> found.solution.x, found.h_shift
         (tensor([0.5000]), tensor([0.5000, 0.5000]))
     """
-    shape = check("closest_feasible_qp", P, q, G, h, A, b, lb, ub).batch_shape
+    low, high = for_all(q, lb), for_all(q, ub)
+    shape = check("closest_feasible_qp", P, q, G, h, A, b, low, high).batch_shape
     for name, M in (("P", P), ("G", G), ("A", A)):
         if M is not None and M.layout != torch.strided:
             raise TypeError(
@@ -97,11 +99,11 @@ def closest_feasible_qp(
                 f"Convert it with {name}.to_dense()."
             )
     dtype = q.dtype
-    for t in (P, G, h, A, b, lb, ub):
+    for t in (P, G, h, A, b, low, high):
         dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)
     q = q.to(torch.float64)
-    P, G, h, A, b, lb, ub = (
-        None if t is None else t.to(torch.float64) for t in (P, G, h, A, b, lb, ub)
+    P, G, h, A, b, low, high = (
+        None if t is None else t.to(torch.float64) for t in (P, G, h, A, b, low, high)
     )
     n, m, p = q.shape[-1], 0 if G is None else G.shape[-2], 0 if A is None else A.shape[-2]
     h_shift, b_shift = q.new_zeros(*shape, m), q.new_zeros(*shape, p)
@@ -123,7 +125,7 @@ def closest_feasible_qp(
         shifts = qp(
             torch.diag(weights), torch.zeros_like(weights).expand(*shape, -1),
             widen(G, slack[:m]), h, widen(A, slack[m:]), b,
-            lengthen(lb, -torch.inf), lengthen(ub, torch.inf),
+            lengthen(low, -torch.inf), lengthen(high, torch.inf),
             solver=solver, on_failure=on_failure,
         )  # fmt: skip
         assert shifts.z is not None
@@ -136,8 +138,8 @@ def closest_feasible_qp(
         if b is not None and A is not None:
             b = b + ((A @ x)[..., 0] - b - b_shift).detach()
     solution = qp(
-        P, q, G, None if h is None else h + h_shift, A, None if b is None else b + b_shift, lb, ub,
-        solver=solver, on_failure=on_failure,
+        P, q, G, None if h is None else h + h_shift, A, None if b is None else b + b_shift,
+        low, high, solver=solver, on_failure=on_failure,
     )  # fmt: skip
     if dtype == torch.float64:
         return ClosestFeasible(solution, h_shift, b_shift)

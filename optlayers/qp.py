@@ -22,6 +22,7 @@ from solvers.qp.quadratic_program import (
 from solvers.qp.solver import Outcome, QPSolver, unflatten
 from solvers.solution import Solution, Status
 
+from .box import for_all
 from .exact import Exact, check_adjoint
 from .failure import OnFailure, check_policy, paint, report
 from .implicit.batching import batch_first
@@ -44,8 +45,8 @@ def qp(
     h: Tensor | None = None,
     A: Tensor | None = None,
     b: Tensor | None = None,
-    lb: Tensor | None = None,
-    ub: Tensor | None = None,
+    lb: Tensor | float | None = None,
+    ub: Tensor | float | None = None,
     *,
     solver: "QPSolver | ConeSolver | None" = None,
     adjoint: Exact | Smoothed | None = None,
@@ -74,8 +75,8 @@ def qp(
         h: ``(*batch, m)``.
         A: ``(*batch, p, n)``; rows may depend on each other.
         b: ``(*batch, p)``.
-        lb: ``(*batch, n)``.
-        ub: ``(*batch, n)``; equal entries of ``lb`` and ``ub`` fix a variable.
+        lb: ``(*batch, n)``, or a number for all variables.
+        ub: As ``lb``; equal entries of ``lb`` and ``ub`` fix a variable.
         solver: An object of :mod:`optlayers.solvers`; by default the fastest that can.
         adjoint: :class:`Exact` (default) or :class:`Smoothed`.
         warm_start: Solution of a similar batch of the same shape; it only saves time.
@@ -108,11 +109,13 @@ def qp(
         >>> h.grad
         tensor([-1.])
     """
-    form = check("qp", P, q, G, h, A, b, lb, ub)
+    low = lb if lb is None else for_all(q, lb)
+    high = ub if ub is None else for_all(q, ub)
+    form = check("qp", P, q, G, h, A, b, low, high)
     check_policy("qp", on_failure)
     if adjoint is not None:
         check_adjoint("qp", adjoint)
-    data = [P, q, G, h, A, b, lb, ub]
+    data = [P, q, G, h, A, b, low, high]
     sparse = P is not None and P.layout is not torch.strided
     sparse = sparse or (G is not None and G.layout is not torch.strided)
     sparse = sparse or (A is not None and A.layout is not torch.strided)

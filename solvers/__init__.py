@@ -12,6 +12,7 @@ from .minimize import (
     BFGS,
     LBFGS,
     LBFGSB,
+    SQP,
     BlockCoordinateDescent,
     Entropy,
     Euclidean,
@@ -48,6 +49,7 @@ from .root import (
 from .solution import Residuals, Solution, SolverError, Status
 
 if TYPE_CHECKING:
+    from . import projection
     from .cone import (
         SCS,
         BoxCone,
@@ -84,6 +86,8 @@ else:
     def __getattr__(name: str) -> Any:
         """What most layers do without is imported when it is used."""
         if not name.startswith("_"):
+            if name == "projection":
+                return import_module(".projection", __name__)
             for family in ("linear", "cone"):
                 module = import_module(f".{family}", __name__)
                 if name == family:
@@ -108,6 +112,7 @@ __all__ = [
     "MINRES",
     "QR",
     "SCS",
+    "SQP",
     "ActiveSet",
     "Anderson",
     "Automatic",
@@ -163,4 +168,5 @@ __all__ = [
     "Status",
     "TrustRegion",
     "ZeroCone",
+    "projection",
 ]

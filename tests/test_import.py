@@ -67,6 +67,14 @@ def test_a_missing_solver_module_is_named_as_the_user_wrote_it():
         importlib.import_module("optlayers.solvers.nonsense")
 
 
+def test_parts_that_are_imported_when_they_are_used(tmp_path):
+    parts = "ol.equilibrium, ol.testing, ol.solvers.projection, ol.solvers.linear, ol.solvers.SQP"
+    ran = subprocess.run(
+        [sys.executable, "-c", f"import optlayers as ol\n{parts}"], cwd=tmp_path, check=False
+    )
+    assert ran.returncode == 0
+
+
 def test_every_family_of_solvers_has_a_stub_under_the_alias():
     families = {path.parent.name for path in (ROOT / "solvers").glob("*/__init__.py")}
     stubs = {path.stem: path.read_text() for path in (ROOT / "optlayers" / "solvers").glob("*.pyi")}

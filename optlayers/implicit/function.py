@@ -37,7 +37,8 @@ class ImplicitProblem(Protocol):
     """A problem whose solution is differentiated by its conditions.
 
     It must be hashable and compare by value (a frozen dataclass), because the compiler keeps it
-    apart from the tensors. All its callables are pure.
+    apart from the tensors. All its callables are pure. It may have an attribute ``starts``: how
+    many of the inputs, counted from the first, derivatives do without; they get None instead.
     """
 
     @property
@@ -152,9 +153,12 @@ def _remember(
     """Save everything that derivatives may use, for those modes that may come."""
     ctx.problem, ctx.split = problem, len(inputs)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs, *outputs)
+    # Where a solver starts may change before backward: a buffer that warm starts are kept in, say.
+    starts = getattr(problem, "starts", 0)
+    saved = (*[None] * starts, *inputs[starts:], *outputs)
+    ctx.save_for_backward(*saved)
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
-        ctx.save_for_forward(*inputs, *outputs)
+        ctx.save_for_forward(*saved)
 
 
 def _pull_back(ctx: Any, saved: Tensors, cotangents: Tensors) -> tuple[Any, ...]:

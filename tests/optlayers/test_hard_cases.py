@@ -85,3 +85,18 @@ def test_asymmetry_beside_a_huge_entry_is_seen():
     P = tensor([[1e13, 0.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
     x = ol.qp(P, tensor([0.0, -1.0, -2.0])).x
     torch.testing.assert_close(x, tensor([0.0, 8 / 15, 28 / 15]), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_one_number_bounds_all_variables(sparse):
+    P, q = torch.eye(3, dtype=torch.float64), torch.tensor([[1.0, -2.0, 0.25]] * 2).double()
+    P = P.to_sparse_csr() if sparse else P
+    whole = ol.qp(P, q, lb=torch.full((3,), -0.5).double(), ub=torch.ones(3).double())
+    for lb, ub in ((-0.5, 1), (torch.tensor(-0.5).double(), torch.ones(3).double())):
+        assert torch.equal(ol.qp(P, q, lb=lb, ub=ub).x, whole.x)
+    end = torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
+    ol.qp(P, q, lb=end, ub=1.0).x.sum().backward()
+    assert float(end.grad) == pytest.approx(2.0)  # one variable of each element is there
+    if not sparse:
+        shifted = ol.closest_feasible_qp(P, q, lb=-0.5, ub=1.0)
+        assert torch.equal(shifted.solution.x, whole.x)

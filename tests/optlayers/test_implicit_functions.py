@@ -434,6 +434,19 @@ def test_a_poisoned_curve_leaves_the_other_fits_alone():
 # --- deep equilibria ------------------------------------------------------------------------------
 
 
+def test_where_the_search_started_may_change_before_backward():
+    """A buffer that warm starts are kept in, say."""
+    c = tensor(2.0, requires_grad=True)
+    start = tensor(1.0)
+    x = ol.root(lambda x, c: x**2 - c, start, c).x
+    start.copy_(x.detach())
+    (slope,) = torch.autograd.grad(x, c, create_graph=True)
+    start.zero_()
+    assert float(slope) == pytest.approx(0.5 / 2**0.5)
+    (bend,) = torch.autograd.grad(slope, c)
+    assert float(bend) == pytest.approx(-0.25 / 2**1.5)
+
+
 def test_a_layer_starts_where_it_is_told():
     layer, u = ol.FixedPointLayer(Cell(), solver=Picard()), draw(5, 4)
     cold = layer.solve(u)
