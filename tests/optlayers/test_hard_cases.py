@@ -87,6 +87,7 @@ def test_asymmetry_beside_a_huge_entry_is_seen():
     torch.testing.assert_close(x, tensor([0.0, 8 / 15, 28 / 15]), atol=1e-9, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize("sparse", [False, True])
 def test_one_number_bounds_all_variables(sparse):
     P, q = torch.eye(3, dtype=torch.float64), torch.tensor([[1.0, -2.0, 0.25]] * 2).double()
