@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Mapping
 from types import FrameType
 from typing import Literal
 
@@ -26,8 +27,13 @@ def check_policy(where: str, on_failure: str) -> None:
         )
 
 
-def report(where: str, on_failure: OnFailure, solution: Solution) -> None:
-    """Raise or warn if an element of the batch failed.
+def report(
+    where: str,
+    on_failure: OnFailure,
+    solution: Solution,
+    messages: Mapping[Status, str] | None = None,
+) -> None:
+    """Raise or warn if an element of the batch failed, and say why, perhaps in other words.
 
     Raises:
         SolverError: With ``solution`` attached, where the policy is to raise.
@@ -35,7 +41,7 @@ def report(where: str, on_failure: OnFailure, solution: Solution) -> None:
     status: Tensor = solution.status
     if on_failure == "ignore" or not bool((status > Status.SOLVED_INACCURATE).any()):
         return
-    text = describe_failures(where, status)
+    text = describe_failures(where, status, messages)
     if on_failure == "raise":
         raise SolverError(
             f"{text}. Pass on_failure='ignore' or 'warn' to get NaN for these elements and to "

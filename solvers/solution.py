@@ -1,5 +1,6 @@
 """What a solver returns: one object for every family, one catalogue of outcomes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -140,13 +141,28 @@ class SolverError(RuntimeError):
         return type(self), (self.args[0], self.solution)
 
 
-def describe_failures(where: str, status: Tensor) -> str:
-    """Say how many problems of a batch failed, which, and why: the text of errors and warnings."""
+# Of what iterates on a user's functions, which need not have matrices.
+OF_FUNCTIONS = {
+    Status.NUMERICAL_ERROR: "a function is not finite where the solver went, or no step leads on"
+}
+
+
+def describe_failures(
+    where: str, status: Tensor, messages: Mapping[Status, str] | None = None
+) -> str:
+    """Say how many problems of a batch failed, which, and why: the text of errors and warnings.
+
+    Args:
+        where: What the user called.
+        status: ``(*batch)``.
+        messages: Sentences that suit better than those of the statuses.
+    """
     flat = status.detach().reshape(-1).cpu()
     lines = []
     for outcome in Status:
         failed = torch.nonzero(flat == outcome).reshape(-1).tolist()
         if outcome > Status.SOLVED_INACCURATE and failed:
             which = ", ".join(map(str, failed[:5])) + (", ..." if len(failed) > 5 else "")
-            lines.append(f"{len(failed)} {outcome.name} ({outcome.message}; elements {which})")
+            why = (messages or {}).get(outcome, outcome.message)
+            lines.append(f"{len(failed)} {outcome.name} ({why}; elements {which})")
     return f"{where}: of {flat.numel()} problems " + "; ".join(lines)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from solvers.iteration import Run
-from solvers.solution import Solution, Status
+from solvers.solution import OF_FUNCTIONS, Solution, Status
 
 from ..failure import OnFailure, report
 from .adjoints import Adjoint, Linearised
@@ -137,7 +137,7 @@ class Conditions:
             run.iterations.reshape(batch),
             dual_residual=run.error.reshape(batch),
         )
-        report(self.kind.where, self.on_failure, solution)
+        report(self.kind.where, self.on_failure, solution, OF_FUNCTIONS)
 
     def fake(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Shapes of the outputs; compiled code keeps no factorisation."""
