@@ -1,6 +1,5 @@
 """Minima under constraints, by the conditions of Karush, Kuhn and Tucker."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.func import grad
 from torch.utils import _pytree as pytree
 
+from solvers.derivatives import gradient
 from solvers.iteration import Run
 from solvers.minimize import SQP, ScipyMinimize
 from solvers.root import Newton
@@ -63,8 +63,7 @@ class Constrained(Kind):
         if self.equalities is not None:
             found["y"] = self.equalities(point, *rest)
         if self.inequalities is not None:
-            pushed = x["z"] + self.inequalities(point, *rest)
-            found["z"] = x["z"] - torch.where(pushed > _rounding(x), pushed, 0.0)
+            found["z"] = x["z"] - _positive_part(x["z"], self.inequalities(point, *rest))
         if self.bounded:
             found["x"] = pytree.tree_map(torch.add, found["x"], x["z_box"])
             inside = clamp(pytree.tree_map(torch.add, point, x["z_box"]), lb, ub)
@@ -125,12 +124,17 @@ class Constrained(Kind):
         x = torch.cat([t for t in parts if t is not None], -1)
         conditions = on_flat(self.residual)
         polished = Newton(max_iter=20).find(conditions, x)
-        moved = torch.linalg.vector_norm(polished.x - x, dim=-1)
-        near = moved <= 1e-2 * (1 + torch.linalg.vector_norm(x, dim=-1))
-        good = (polished.status <= Status.SOLVED_INACCURATE) & near
+        n, solved = start.shape[-1], rough.status <= Status.SOLVED_INACCURATE
+        moved = torch.linalg.vector_norm((polished.x - x)[:, :n], dim=-1)
+        near = moved <= 1e-2 * (1 + torch.linalg.vector_norm(rough.x, dim=-1))
+        good = solved & (polished.status <= Status.SOLVED_INACCURATE) & near
         status = torch.where(good, polished.status, rough.status)
-        # Without multipliers that fit, a point is not known to be a minimum.
-        status = status.masked_fill(~good & (status == Status.SOLVED), Status.NUMERICAL_ERROR)
+        if not bool((good | ~solved).all()):
+            # Where the conditions are singular the point may be right all the same.
+            slope = torch.linalg.vector_norm(gradient(on_point(self.loss, scalar=True), rough.x))
+            left = torch.linalg.vector_norm(conditions(x), dim=-1)
+            fits = left <= torch.finfo(x.dtype).eps ** 0.5 * (1 + slope)
+            status = status.masked_fill(solved & ~good & ~fits, Status.NUMERICAL_ERROR)
         return Run(
             torch.where(good[:, None], polished.x, x),
             status,
@@ -142,17 +146,15 @@ class Constrained(Kind):
         )
 
 
-def _rounding(x: dict[str, Any]) -> Tensor | float:
-    """What may be left of a multiplier that is zero ``(*batch, 1)``.
+def _positive_part(z: Tensor, g: Tensor) -> Tensor:
+    r""":math:`\max(0, z + g)`, without a derivative where the multiplier is zero.
 
     Where constraints depend on each other some multipliers are zero though their constraints are
-    active: rounding shall not decide which.
+    active: rounding of these shall not decide on derivatives.
     """
-    parts = [x[name].detach() for name in ("y", "z") if name in x and x[name].shape[-1]]
-    if not parts:
-        return 0.0
-    largest: Tensor = torch.cat(parts, -1).abs().amax(-1, keepdim=True)
-    return largest * math.pow(torch.finfo(largest.dtype).eps, 0.6)
+    pushed = z + g
+    active = (pushed > 0) & (z > 0)
+    return torch.where(active, pushed, torch.relu(pushed).detach())
 
 
 def minimize_constrained(

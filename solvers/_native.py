@@ -15,7 +15,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 LIBRARY = Path(__file__).parent / "c" / "native.so"
 # The form of the structures, which the library must confirm.
-INTERFACE = 8
+INTERFACE = 9
 
 
 @cache

@@ -53,13 +53,15 @@ class Seen(Protocol):
 
     Attributes:
         running: Who goes on ``(B)``.
+        fast: Whose error has at least halved at every step so far ``(B)``.
     """
 
     running: Tensor
+    fast: Tensor
 
     @property
     def slow(self) -> int:
-        """How many of those have an error that is more than half of their last one."""
+        """How many go on and are not fast."""
 
 
 Iterates = Generator[Iterate, Seen, None]
@@ -156,10 +158,10 @@ class _Record:
         # In single precision ratios may overflow, but not all devices have another.
         self.wide = torch.float64 if is_at_hand(x) else x.dtype
         self.best, self.best_value = x, first.value
-        self.error = self.last_error = self.best_error = torch.full_like(error, torch.inf)
+        self.error = self.best_error = torch.full_like(error, torch.inf)
         self.best_ratio = self.before = self.best_error.to(self.wide)
         self.iterations = torch.zeros_like(error, dtype=torch.int64)
-        self.running = torch.ones_like(error, dtype=torch.bool)
+        self.running = self.fast = torch.ones_like(error, dtype=torch.bool)
         self.converged = self.lost = ~self.running
         self.asks = 1 if is_at_hand(x) else STEPS_BETWEEN_CHECKS
         self.errors: list[Tensor] = []
@@ -167,7 +169,8 @@ class _Record:
     def looks_at(self, it: Iterate) -> bool:
         """Take account of what comes next; whether that was all."""
         k, solver, error = self.k, self.solver, _error_of(it)
-        self.last_error, self.error = self.error, error
+        self.fast = self.fast & (error < 0.5 * self.error)
+        self.error = error
         scale = torch.linalg.vector_norm(it.x, dim=-1) if it.scale is None else it.scale
         tolerance = self.eps_abs + self.eps_rel * scale.to(self.wide)
         ratio = error.to(self.wide) / tolerance.clamp_min(self.tiny)
@@ -201,7 +204,7 @@ class _Record:
     @property
     def slow(self) -> int:
         """See :class:`Seen`."""
-        return int((self.running & ~(self.error < 0.5 * self.last_error)).sum())
+        return int((self.running & ~self.fast).sum())
 
     def run(self, it: Iterate) -> Run:
         """What came of it all, with the last iterate."""
@@ -221,7 +224,7 @@ class _Record:
 
 # Words of the structure in ``solvers/c/steps.c`` that change at every step.
 _X, _START, _ERROR, _SCALE, _K, _BETTER, _LEFT, _SLOW = range(8)
-_KEPT = *[np.float64] * 4, *[np.int64] * 2, *[np.bool_] * 2
+_KEPT = *[np.float64] * 4, *[np.int64] * 2, *[np.bool_] * 3
 
 
 class _CompiledRecord:
@@ -248,7 +251,7 @@ class _CompiledRecord:
         # best error to its tolerance, the fourth what that was when one last looked back.
         self.kept = [torch.from_numpy(np.empty(self.count, kind)) for kind in _KEPT]
         self.error, self.best_error, _, _, *rest = self.kept
-        self.iterations, self.status, self.running, self.better = rest
+        self.iterations, self.status, self.running, self.better, self.fast = rest
         places = [t.data_ptr() for t in self.kept]
         is_single = x.dtype == torch.float32
         most = int(min(solver.max_iter, 1 << 62))

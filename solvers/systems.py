@@ -29,7 +29,8 @@ def solve_both(M: Tensor, v: Tensor, w: Tensor, *, crossed: bool = False) -> tup
         :math:`u` as ``v``, :math:`x` as ``w``.
     """
     batch, n = w.shape
-    compiled = library_for(M, v, w) if n < LARGE else None
+    alike = n < LARGE and M.dtype == v.dtype == w.dtype
+    compiled = library_for(M, v, w) if alike else None
     if compiled is not None:
         across = M.mT.is_contiguous()
         M, v, w = laid_out(M.mT if across else M), laid_out(v), laid_out(w)
@@ -61,7 +62,7 @@ def ratios(a: Tensor, b: Tensor, floor: float, least: Tensor | None = None) -> t
         The ratios ``(..., B)`` and the largest of them: NaN if there is one, zero of none.
     """
     given = (a, b) if least is None else (a, b, least)
-    compiled = library_for(*given) if a.dtype == b.dtype else None
+    compiled = library_for(*given) if len({t.dtype for t in given}) == 1 else None
     if compiled is not None:
         ready = [laid_out(t) for t in given]
         found = torch.empty(a.shape[:-1], dtype=a.dtype)

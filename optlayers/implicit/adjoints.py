@@ -169,20 +169,30 @@ def _as_if_independent(
         other = M.mT if system.transposed else M
         return v - (M @ u[..., None])[..., 0], w - (other @ x[..., None])[..., 0]
 
-    good = torch.finfo(v.dtype).eps ** 0.5
-    before, worst = relative(left(*found)[0], v)
-    if worst <= good:
+    def right(u: Tensor, x: Tensor, asked: float) -> Tensor:
+        """Where both solve their systems ``(columns, B)``."""
+        of_u, of_x = left(u, x)
+        return (relative(of_u, v)[0] <= asked) & (relative(of_x, w)[0] <= asked)
+
+    eps = torch.finfo(v.dtype).eps
+    direct = right(*found, eps**0.75)
+    if bool(direct.all()):
         return found
-    size = M.abs().amax((-2, -1))[:, None]
-    N = M + torch.diag_embed(good * size * system.signs(system.x.detach()))
+    small = eps**0.5
+    largest = M.abs().amax((-2, -1))[:, None]
+    N = M + torch.diag_embed(small * largest * system.signs(system.x.detach()))
     u, x = solve_both(N, v, w, crossed=system.transposed)
     for _ in range(REFINEMENTS):
         more = solve_both(N, *left(u, x), crossed=system.transposed)
         u, x = u + more[0], x + more[1]
-    better = relative(left(u, x)[0], v)[0] <= good
-    better = better & ~(before <= good)
-    u = torch.where(better[..., None], u, found[0])
-    return u, torch.where(better.any(0)[:, None], x, found[1])
+    better = ~direct & (relative(left(u, x)[0], v)[0] <= small)
+    # Not a step on: there rounding may choose other constraints of those that are active.
+    size = 1 + torch.linalg.vector_norm(system.x.detach(), dim=-1)
+    x = x.masked_fill((torch.linalg.vector_norm(x, dim=-1) <= small * size)[:, None], 0.0)
+    return (
+        torch.where(better[..., None], u, found[0]),
+        torch.where(better.any(0)[:, None], x, found[1]),
+    )
 
 
 def _by_what_was_kept(system: Linearised, v: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -5,7 +5,7 @@
 typedef void Work(void *);
 
 /* What the structures look like; _native.py asks whether it knows them. */
-int64_t optlayers_interface(void) { return 8; }
+int64_t optlayers_interface(void) { return 9; }
 
 extern Work optlayers_qp_solve_base, optlayers_qp_adjoint_base;
 

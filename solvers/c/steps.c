@@ -18,11 +18,11 @@ typedef struct {
     /* What came of it. */
     int64_t better;                 /* samples that are better than before */
     int64_t left;                   /* samples that go on */
-    int64_t slow;                   /* those of them whose error did not even halve */
+    int64_t slow;                   /* those of them that are not fast */
     /* What has been so far. */
     double *last_error, *best_error, *best_ratio, *ratio_before;
     int64_t *iterations, *status;
-    uint8_t *running, *is_better;
+    uint8_t *running, *is_better, *fast;  /* fast: with an error that halved at every step */
     /* What does not change. */
     int64_t count, n, is_single, keeps_last, patience, max_iter;
     double eps_abs, eps_rel, tiny, loose, least_progress;
@@ -70,7 +70,7 @@ static void begin(Step *s) {
         s->best_ratio[i] = s->ratio_before[i] = INFINITY;
         s->iterations[i] = 0;
         s->status[i] = MAX_ITERATIONS;
-        s->running[i] = 1;
+        s->running[i] = s->fast[i] = 1;
     }
 }
 
@@ -93,7 +93,7 @@ void optlayers_step(Step *s) {
         double scale = s->scale ? at(s->scale, i, s->is_single) : distance(s, NULL, i);
         double tolerance = s->eps_abs + s->eps_rel * scale;
         double error = s->error ? at(s->error, i, s->is_single) : distance(s, s->start, i);
-        double last_error = s->last_error[i];
+        s->fast[i] = s->fast[i] && error < 0.5 * s->last_error[i];
         s->last_error[i] = error;
         double ratio = error / (tolerance > s->tiny ? tolerance : s->tiny);
         int is_finite = isfinite(error) && isfinite(tolerance);  /* the norm may overflow */
@@ -112,7 +112,7 @@ void optlayers_step(Step *s) {
         if (s->running[i] && !is_last) {
             s->iterations[i]++;
             s->left++;
-            s->slow += !(error < 0.5 * last_error);
+            s->slow += !s->fast[i];
             continue;
         }
         int64_t failed = isnan(error) ? NUMERICAL_ERROR : MAX_ITERATIONS;

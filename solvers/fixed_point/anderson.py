@@ -18,9 +18,9 @@ LIMIT = 2.0
 # Above the rounding errors of a Gram matrix, so that its factorisation fails hardly ever.
 RIDGE_IN_ROUNDINGS = 100.0
 SMALL = 1 << 18  # entries of the memory up to which one thread is enough
-# A residual that shrinks by this factor by itself needs no mixing, which may cost more than f does;
-# where the memory has more entries than PLAIN, all is mixed, and one step is held at a time.
-FAST, PLAIN = 0.5, 1 << 20
+# A residual that halves by itself needs no mixing, which may cost more than f does; where the
+# memory has more entries than this, all is mixed, and one step is held at a time.
+PLAIN = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,6 @@ class Anderson(FixedPointSolver):
         pairs = [(fz, fz - z) for z, fz in last]
         *before, norm = [torch.linalg.vector_norm(g, dim=-1) for _, g in pairs[-2:]]
         least = before[0] if before else torch.full_like(norm, torch.inf)
-        fast = norm < FAST * least  # whose residuals have always shrunk fast
         fz, g = pairs[-1]
 
         # Changes of residuals, and in the last row the residual: one product makes all products of
@@ -137,18 +136,17 @@ class Anderson(FixedPointSolver):
                 )
                 unmixed = info.bool() | (norm > LIMIT * least)
                 if starts_plainly:  # as without the samples that are slower
-                    unmixed = unmixed | fast
+                    unmixed = unmixed | seen.fast
                 gamma = gamma.masked_fill(unmixed[:, None, None], 0.0)
                 least = torch.minimum(least, norm)
                 z = torch.baddbmm(fz[:, None], gamma, values, alpha=-1)[:, 0]
                 if beta != 1.0:
                     mixed = torch.baddbmm(g[:, None], gamma, residuals[:, :m], alpha=-1)
                     z -= (1 - beta) * mixed[:, 0]
-            old_norm, old = norm, (fz, g)
+            old = fz, g
             fz = f(z)
             g = fz - z
             norm = torch.linalg.vector_norm(g, dim=-1)
-            fast = fast & (norm < FAST * old_norm)
             remember(k, (fz, g), old)
             k += 1
-            yield Iterate(fz, norm)
+            seen = yield Iterate(fz, None, start=z)

@@ -103,7 +103,7 @@ class SQP(IterativeSolver):
             ValueError: If a bound does not broadcast.
         """
         shape, batch, n = x0.shape, x0.shape[:-1], x0.shape[-1]
-        x = x0.detach().reshape(-1, n)
+        x = x0.detach().reshape(batch.numel(), n)
 
         def everything(x: Tensor) -> Tensor:
             """The objective, the equalities and the inequalities side by side."""
@@ -133,6 +133,7 @@ class SQP(IterativeSolver):
             objective=None if run.value is None else run.value.reshape(batch),
             primal_residual=violated.sum(-1).reshape(batch),
             dual_residual=run.error.reshape(batch),
+            history=None if run.history is None else run.history.reshape(-1, *batch),
         )
 
 
@@ -232,7 +233,7 @@ def _iterates(problem: Problem, x: Tensor) -> Iterates:
     violation = excess(at.rows, p).sum(-1)
     merits = deque([(at.value, violation)], maxlen=MERITS)
     while True:
-        d, multipliers, z_box, elastic = _step(problem, at, B)
+        d, multipliers, z_box, elastic = step = _step(problem, at, B)
         length, scale = vector_norm(d, dim=-1), vector_norm(at.x, dim=-1)
         # Where constraints contradict each other there is no solution, however short steps are.
         contradicted = elastic & (length <= roundings**0.5 * (1 + scale))
@@ -241,11 +242,9 @@ def _iterates(problem: Problem, x: Tensor) -> Iterates:
         whole = torch.cat([at.x, multipliers, z_box], -1)
         running = (yield Iterate(whole, error, at.value, (), scale)).running
         # The weight of violations that makes the step one of descent.
-        curvature = vecdot(d, (B @ d[..., None])[..., 0])
         slope = vecdot(at.gradient, d)
         drop = violation - excess(at.rows_after(d), p).sum(-1)
-        wanted = (slope + 0.5 * curvature) / ((1 - GIVEN_AWAY) * drop)
-        weight = torch.where(drop > roundings * violation, torch.maximum(weight, wanted), weight)
+        weight = _weighed(weight, step, slope, drop, violation)
         promised = slope - weight * drop
         ceiling = torch.stack([value + weight * v for value, v in merits]).amax(0)
         ceiling = ceiling + roundings * (1 + ceiling.abs())
@@ -312,6 +311,22 @@ def _elastic(problem: Problem, at: Model, B: Tensor, step: Step, which: Tensor) 
     if low is not None or high is not None:
         z_box[which] = of_bounds[:, :n]
     return Step(d, multipliers, z_box, step.elastic)
+
+
+def _weighed(weight: Tensor, step: Step, slope: Tensor, drop: Tensor, violation: Tensor) -> Tensor:
+    """What violations weigh in the merit ``(B)``, from what they weighed so far.
+
+    More than any multiplier, which is enough for descent; where constraints had to be violated, as
+    much as makes the decrease of the violation outweigh what the objective rises by.
+    """
+    if not step.multipliers.shape[-1]:
+        return weight
+    largest = step.multipliers.abs().amax(-1)
+    regular = torch.maximum(largest, 0.5 * (weight + largest))
+    outweighing = slope / ((1 - GIVEN_AWAY) * drop)
+    more = drop > 1e-3 * violation
+    elastic = torch.where(more, torch.maximum(weight, outweighing), weight)
+    return torch.where(step.elastic, elastic, regular)
 
 
 def _parts(found: Solution) -> tuple[Tensor, Tensor, Tensor]:

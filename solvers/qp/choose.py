@@ -21,8 +21,9 @@ class Automatic(ActiveSet):
     """Choose by device: compiled solvers on a CPU, the batched one in torch elsewhere.
 
     On a CPU that is :class:`ActiveSet`; problems that it leaves unsettled (no definite verdict, one
-    that the residuals do not support, or no solution where ``P`` is singular, which it says too
-    readily) go to :class:`ProximalInteriorPoint`, and the better of the two results counts.
+    that the residuals do not support, or no solution where ``P`` is singular or equalities nearly
+    depend on each other, which it says too readily) go to :class:`ProximalInteriorPoint`, and the
+    better of the two results counts.
     """
 
     def solve_rows(
@@ -39,10 +40,16 @@ class Automatic(ActiveSet):
         claims = torch.isin(outcome.status, torch.tensor(CLAIMS))
         for i in torch.nonzero(unsettled):  # alone: in company its roundings would depend on it
             alone = rows.pick(i)
-            if bool(claims[i]) and kkt.well_conditioned(alone.P):
+            if bool(claims[i]) and kkt.well_conditioned(alone.P) and _apart(alone):
                 continue
             fallback = ProximalInteriorPoint(self.eps_abs, self.eps_rel)
             second = fallback.solve_rows(alone, with_factor=with_factor)
             better = second.status < outcome.status[i]
             outcome = replace_part(outcome, second, i, better)
         return outcome
+
+
+def _apart(rows: Rows) -> bool:
+    """Whether the equalities are far from depending on each other."""
+    E = rows.C[:, : rows.p]
+    return rows.p == 0 or kkt.well_conditioned(E @ E.mT)

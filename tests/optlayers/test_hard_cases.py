@@ -101,3 +101,12 @@ def test_one_number_bounds_all_variables(sparse):
     if not sparse:
         shifted = ol.closest_feasible_qp(P, q, lb=-0.5, ub=1.0)
         assert torch.equal(shifted.solution.x, whole.x)
+
+
+def test_equalities_that_nearly_depend_on_each_other_do_not_contradict():
+    q = torch.tensor([-4.0, -4.0], dtype=torch.float64)
+    A = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 1e-6]], dtype=torch.float64)
+    found = ol.qp(2 * torch.eye(2, dtype=torch.float64), q, A=A, b=A[:, 1].clone())
+    torch.testing.assert_close(found.x, torch.tensor([0.0, 1.0]).double(), rtol=0, atol=1e-9)
+    with pytest.raises(ol.SolverError, match="PRIMAL_INFEASIBLE"):
+        ol.qp(2 * torch.eye(2, dtype=torch.float64), q, A=A, b=A[:, 1] + torch.tensor([0.0, 1.0]))

@@ -436,7 +436,7 @@ def test_a_poisoned_curve_leaves_the_other_fits_alone():
 
 def test_the_message_of_a_failure_speaks_of_functions():
     with pytest.raises(
-        ol.SolverError, match="1 NUMERICAL_ERROR .a function is not finite"
+        ol.SolverError, match=r"1 NUMERICAL_ERROR \(a function is not finite"
     ) as raised:
         ol.root(lambda x: x**2 + 1, tensor(1.0))
     assert "matrix" not in str(raised.value)

@@ -10,7 +10,7 @@ from torch import nn
 
 import optlayers as ol
 from optlayers.solvers.fixed_point import Picard
-from optlayers.solvers.minimize import GradientDescent
+from optlayers.solvers.minimize import SQP, GradientDescent
 from optlayers.solvers.projection import project_nonnegative, project_simplex
 
 DTYPE = torch.float64
@@ -363,6 +363,90 @@ def test_constraints_that_depend_on_each_other(kind, adjoint):
     second = torch.func.jacrev(torch.func.jacrev(lambda c: x(c).square().sum()))(c)
     wanted = torch.func.jacrev(torch.func.jacrev(lambda c: x(c, ONCE[kind]).square().sum()))(c)
     close(second, wanted, 1e-4)
+
+
+@pytest.mark.parametrize(("scale", "limit"), [(1e-6, 1.9999), (1e-9, 1.5), (1e4, 1.5)])
+def test_multipliers_of_very_different_size(scale, limit):
+    limit = tensor(limit).requires_grad_()
+    found = ol.minimize(
+        lambda x, c: (x - 2).square().sum(),
+        tensor(1.0, 1.0),
+        limit,
+        equalities=lambda x, c: scale * (x[:1] - 4),
+        inequalities=lambda x, c: x[1:] - c,
+    )
+    close(found.x, torch.cat([tensor(4.0), limit]).detach())
+    found.x[1].backward()
+    close(limit.grad, tensor(1.0))
+
+
+def test_a_contradiction_is_not_polished_away():
+    def contradicting(x):
+        return torch.cat([x + 0.3 * torch.sin(1.5 * x) - 2.2, 3.2 - x + 0.3 * torch.sin(0.3 * x)])
+
+    with pytest.raises(ol.SolverError):
+        ol.minimize(
+            lambda x: (x + 1.1).square().sum() + torch.sin(3 * x).sum(),
+            tensor(0.6),
+            inequalities=contradicting,
+        )
+
+
+def test_what_is_not_solved_is_not_polished_to_a_maximum():
+    found = ol.minimize(
+        lambda x: -x.square().sum(),
+        tensor(1e-3),
+        inequalities=lambda x: torch.cat([x - 1, -1 - x]),
+        solver=SQP(max_iter=0),
+        on_failure="ignore",
+    )
+    assert found.status == ol.Status.MAX_ITERATIONS
+
+
+@pytest.mark.parametrize("gap", [1e-4, 1e-6, 1e-8])
+def test_equalities_that_nearly_depend_on_each_other(gap):
+    rows = torch.tensor([[1.0, 1.0], [1.0, 1.0 + gap]], dtype=DTYPE)
+    found = ol.minimize(
+        lambda x: (x - 2).square().sum(),
+        tensor(0.0, 0.0),
+        equalities=lambda x: rows @ (x - tensor(0.0, 1.0)),
+    )
+    assert (rows @ (found.x - tensor(0.0, 1.0))).abs().max() < 1e-8
+    if gap > 1e-7:  # what is less is within the tolerance of programs
+        close(found.x, tensor(0.0, 1.0), 1e-7)
+
+
+def test_sums_of_equalities_among_them():
+    for seed in range(20):
+        A = draw(2, 5, seed=seed)
+        A = torch.cat([A, A.sum(0, keepdim=True)])
+        b, q = A @ draw(5, seed=seed + 100), draw(5, seed=seed + 200)
+
+        def general(q, A=A, b=b):
+            return ol.minimize(
+                lambda x, q: 0.5 * x.square().sum() + q @ x,
+                torch.zeros(5, dtype=DTYPE),
+                q,
+                equalities=lambda x, q: A @ x - b,
+            ).x
+
+        def quadratic(q, A=A, b=b):
+            return ol.qp(torch.eye(5, dtype=DTYPE), q, A=A, b=b).x
+
+        close(general(q), quadratic(q), 1e-8)
+        close(torch.func.jacrev(general)(q), torch.func.jacrev(quadratic)(q), 1e-7)
+
+
+def test_a_variable_that_is_fixed_by_its_bounds_moves_with_them():
+    end = tensor(1.0, 0.5).requires_grad_()
+    found = ol.minimize(
+        lambda x, c: (x - 2).square().sum(),
+        tensor(0.0, 0.0),
+        end,
+        equalities=lambda x, c: x.sum(-1, keepdim=True) - c[0],
+        bounds=(torch.stack([end[1], end[1] - 5]), torch.stack([end[1], end[1] + 5])),
+    )
+    close(torch.autograd.grad(found.x[0], end)[0], tensor(0.0, 1.0))
 
 
 def test_only_multipliers_may_be_open():

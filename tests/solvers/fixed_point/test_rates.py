@@ -307,3 +307,19 @@ def test_residuals_have_the_type_of_the_data(solver):
     solution = solver.solve(torch.sqrt, torch.tensor([[-1.0], [2.0]]))
     assert solution.status[0] == Status.NUMERICAL_ERROR
     assert solution.dual_residual.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rates_of_one_half_do_not_depend_on_the_company(dtype):
+    """Rounding decides there whether a sample counts as fast: the same way for all."""
+    rates = torch.tensor([[-0.5], [0.9], [0.5]], dtype=dtype)
+    for seed in range(40):
+        rng = torch.Generator().manual_seed(seed)
+        c, start = torch.randn(2, 3, 5, generator=rng, dtype=torch.float64).to(dtype)
+        solver = Anderson(memory=3)
+        whole = solver.solve(lambda z, c=c: rates * z + c, start)
+        for i in range(3):
+            own = slice(i, i + 1)
+            alone = solver.solve(lambda z, c=c, own=own: rates[own] * z + c[own], start[own])
+            assert torch.equal(alone.x, whole.x[own])
+            assert torch.equal(alone.iterations, whole.iterations[own])

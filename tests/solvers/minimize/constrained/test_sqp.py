@@ -324,3 +324,32 @@ def test_convergence_is_superlinear(name):
 def test_bounds_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="upper"):
         SQP().solve(lambda x: x.sum(-1), torch.zeros(2, 3), upper=torch.ones(2))
+
+
+def test_a_history_is_kept():
+    x0 = torch.tensor([[1.0, 2.0], [0.0, 0.0]], dtype=F64)
+    found = SQP(keep_history=True).solve(lambda x: x.square().sum(-1), x0)
+    assert found.history.shape == (int(found.iterations.max()) + 1, 2)
+
+
+def test_weights_of_the_merit_may_fall_again():
+    """A first step that hardly helps violations made them weigh so much that steps got tiny."""
+    rng = torch.Generator().manual_seed(3)
+    E, q = (
+        torch.randn(16, 2, 3, generator=rng, dtype=F64),
+        torch.randn(16, 3, generator=rng).double(),
+    )
+
+    def f(x):
+        return (x**4).sum(-1) - x.square().sum(-1) + (q * x).sum(-1)
+
+    def h(x):
+        return (E @ (x.tanh() + 0.2 * x)[..., None])[..., 0]
+
+    def c(x):
+        return rows(x.square().sum(-1) - 4, x[..., 0] - 1)
+
+    x0 = 2 * torch.randn(16, 3, generator=rng, dtype=F64)
+    found = SQP().solve(f, x0, equalities=h, inequalities=c)
+    assert found.solved.all()
+    assert (found.iterations < 60).all()
