@@ -108,7 +108,10 @@ class SQP(IterativeSolver):
         def everything(x: Tensor) -> Tensor:
             """The objective, the equalities and the inequalities side by side."""
             at = x.reshape(shape)
-            parts = [f(at)[..., None], *[c(at) for c in (equalities, inequalities) if c]]
+            parts = [
+                f(at)[..., None],
+                *[c(at) for c in (equalities, inequalities) if c is not None],
+            ]
             return torch.cat([part.reshape(len(x), part.shape[-1]) for part in parts], -1)
 
         low, high = (
@@ -121,17 +124,16 @@ class SQP(IterativeSolver):
             m = run.x.shape[-1] - 2 * n - p
             x, y, z, z_box = run.x.split([n, p, m, n], -1)
             violated = excess(everything(x)[:, 1:], p)
-            outside = [t for t in (low, high) if t is not None]
-        parts = {"y": y if equalities else None, "z": z if inequalities else None}
-        if outside:
-            parts["z_box"] = z_box
+            largest = torch.cat([violated, torch.zeros_like(x[:, :1])], -1).amax(-1)
         return Solution(
             x.reshape(shape),
             run.status.reshape(batch),
             run.iterations.reshape(batch),
-            **{k: None if t is None else t.reshape(*batch, t.shape[-1]) for k, t in parts.items()},
+            y=None if equalities is None else y.reshape(*batch, p),
+            z=None if inequalities is None else z.reshape(*batch, m),
+            z_box=None if low is None and high is None else z_box.reshape(shape),
             objective=None if run.value is None else run.value.reshape(batch),
-            primal_residual=violated.sum(-1).reshape(batch),
+            primal_residual=largest.reshape(batch),
             dual_residual=run.error.reshape(batch),
             history=None if run.history is None else run.history.reshape(-1, *batch),
         )
