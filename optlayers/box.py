@@ -56,15 +56,16 @@ def for_all(q: Any, bound: Tensor | float | None) -> Tensor | None:
 def clamp(x: Any, lb: Any, ub: Any, *params: Any) -> Any:
     """The projection onto a box; the bounds are None, numbers, tensors, or of the form of ``x``."""
     if lb is not None:
-        x = each(lambda t, b: _end(t <= torch.as_tensor(b), t, b), x, lb)
+        x = each(lambda t, b: _moved_in(torch.le, t, b), x, lb)
     if ub is not None:
-        x = each(lambda t, b: _end(t >= torch.as_tensor(b), t, b), x, ub)
+        x = each(lambda t, b: _moved_in(torch.ge, t, b), x, ub)
     return x
 
 
-def _end(reached: Tensor, t: Tensor, bound: Any) -> Tensor:
+def _moved_in(reaches: Callable[[Tensor, Tensor], Tensor], t: Tensor, bound: Any) -> Tensor:
     """The bound where it is reached: a point that is there moves with it."""
-    return torch.where(reached, torch.as_tensor(bound).to(t), t)
+    end = torch.as_tensor(bound).to(t)
+    return torch.where(reaches(t, end), end, t)
 
 
 def each(function: Callable[[Tensor, Any], Tensor], x: Any, bound: Any) -> Any:

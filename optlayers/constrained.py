@@ -131,7 +131,8 @@ class Constrained(Kind):
         status = torch.where(good, polished.status, rough.status)
         if not bool((good | ~solved).all()):
             # Where the conditions are singular the point may be right all the same.
-            slope = torch.linalg.vector_norm(gradient(on_point(self.loss, scalar=True), rough.x))
+            g = gradient(on_point(self.loss, scalar=True), rough.x)
+            slope = torch.linalg.vector_norm(g, dim=-1)
             left = torch.linalg.vector_norm(conditions(x), dim=-1)
             fits = left <= torch.finfo(x.dtype).eps ** 0.5 * (1 + slope)
             status = status.masked_fill(solved & ~good & ~fits, Status.NUMERICAL_ERROR)

@@ -33,9 +33,9 @@ def solve_both(M: Tensor, v: Tensor, w: Tensor, *, crossed: bool = False) -> tup
     compiled = library_for(M, v, w) if alike else None
     if compiled is not None:
         across = M.mT.is_contiguous()
-        M, v, w = laid_out(M.mT if across else M), laid_out(v), laid_out(w)
-        u, x = torch.empty_like(v), torch.empty_like(w)
-        places = [t.data_ptr() for t in (M, v, w, u, x)]
+        given = [laid_out(t) for t in (M.mT if across else M, v, w)]
+        u, x = torch.empty_like(given[1]), torch.empty_like(given[2])
+        places = [t.data_ptr() for t in (*given, u, x)]
         settings = batch, n, len(v), M.dtype == torch.float32, across, across ^ crossed
         job = array("q", (*places, *settings, 0))
         address, _ = job.buffer_info()

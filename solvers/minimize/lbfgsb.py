@@ -86,10 +86,7 @@ class LBFGSB(IterativeSolver):
         """
         shape = x0.shape
         flat = x0.reshape(-1, shape[-1])
-        low, high = (
-            None if bound is None else broadcast_bound(name, bound, x0).reshape(flat.shape)
-            for name, bound in (("lower", lower), ("upper", upper))
-        )
+        low, high = flat_bounds(lower, upper, x0)
         if low is not None and high is not None and bool((low > high).any()):
             raise ValueError(
                 "LBFGSB.solve: lower must not be above upper; it is in "
@@ -184,8 +181,21 @@ def _search(
     return found, pending
 
 
-def broadcast_bound(name: str, bound: Tensor, x0: Tensor) -> Tensor:
-    """A bound in the shape of ``x0``."""
+def flat_bounds(
+    lower: Tensor | None, upper: Tensor | None, x0: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both bounds, where they are given, for the flat batch ``(B, n)`` of ``x0`` ``(*batch, n)``.
+
+    Raises:
+        ValueError: If one does not broadcast to the shape of ``x0``.
+    """
+    shape = x0.shape[:-1].numel(), x0.shape[-1]
+    low = None if lower is None else _broadcast("lower", lower, x0).reshape(shape)
+    high = None if upper is None else _broadcast("upper", upper, x0).reshape(shape)
+    return low, high
+
+
+def _broadcast(name: str, bound: Tensor, x0: Tensor) -> Tensor:
     try:
         return bound.detach().to(x0).expand(x0.shape)
     except RuntimeError:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..derivatives import hessian, jacobian, value_and_gradient
 from ..iteration import LOOSE, Run
 from ..solution import Solution, Status
-from .lbfgsb import broadcast_bound
+from .lbfgsb import flat_bounds
 
 Function = Callable[[Tensor], Tensor]
 Array = Any
@@ -154,10 +154,7 @@ class ScipyMinimize:
                 return None
             return lambda x: _rows(function(x.reshape(shape)), len(flat))
 
-        low, high = (
-            None if bound is None else broadcast_bound(name, bound, x0).reshape(flat.shape)
-            for name, bound in (("lower", lower), ("upper", upper))
-        )
+        low, high = flat_bounds(lower, upper, x0)
         problem = Problem(
             lambda x: f(x.reshape(shape)).reshape(-1),
             flat,

@@ -13,7 +13,7 @@ from ..derivatives import value_and_jacobian
 from ..iteration import Iterate, Iterates, IterativeSolver
 from ..qp import Automatic, QuadraticProgram
 from ..solution import Solution, Status
-from .lbfgsb import broadcast_bound
+from .lbfgsb import flat_bounds
 from .line_search import first_step, without_a_way
 
 Function = Callable[[Tensor], Tensor]
@@ -114,10 +114,7 @@ class SQP(IterativeSolver):
             ]
             return torch.cat([part.reshape(len(x), part.shape[-1]) for part in parts], -1)
 
-        low, high = (
-            None if end is None else broadcast_bound(name, end, x0).reshape(x.shape)
-            for name, end in (("lower", lower), ("upper", upper))
-        )
+        low, high = flat_bounds(lower, upper, x0)
         with torch.no_grad():
             p = 0 if equalities is None else equalities(x0).shape[-1]
             run = self.run(_iterates(Problem(everything, p, low, high), x))

@@ -403,6 +403,27 @@ def test_what_is_not_solved_is_not_polished_to_a_maximum():
     assert found.status == ol.Status.MAX_ITERATIONS
 
 
+class Claims(SQP):
+    """Takes any start for a solution."""
+
+    def solve(self, f, x0, **constraints):
+        zeros = torch.zeros(len(x0), dtype=torch.long)
+        return ol.Solution(x0, zeros, zeros, z=torch.zeros(len(x0), 1, dtype=x0.dtype))
+
+
+def test_claims_are_judged_whatever_the_company():
+    found = ol.minimize(
+        lambda x, scale: scale * (x - 5).square().sum(-1),
+        torch.zeros(2, 1, dtype=DTYPE),
+        tensor(1.0, 1e12),
+        inequalities=lambda x, scale: x - 100,
+        batch_ndim=1,
+        solver=Claims(),
+        on_failure="ignore",
+    )
+    assert found.status.tolist() == [ol.Status.NUMERICAL_ERROR] * 2
+
+
 @pytest.mark.parametrize("gap", [1e-4, 1e-6, 1e-8])
 def test_equalities_that_nearly_depend_on_each_other(gap):
     rows = torch.tensor([[1.0, 1.0], [1.0, 1.0 + gap]], dtype=DTYPE)

@@ -1,5 +1,6 @@
 """Small dense systems, by compiled code and without, against numpy."""
 
+import ctypes
 import math
 
 import numpy as np
@@ -84,6 +85,20 @@ def test_singular_matrices_do_not_pass_for_solved_ones(n, compiled):
     good = left.norm(dim=-1) < 1e-10
     assert good.tolist() == [True, False, True]
     assert x[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_without_memory_torch_solves(crossed, monkeypatch):
+    class Library:
+        @staticmethod
+        def optlayers_lu(address):
+            ctypes.cast(address, ctypes.POINTER(ctypes.c_int64))[11] = 1  # its word for that
+
+    M, v, w = systems(3, 5)
+    wanted = solve_both(M.mT, v, w, crossed=crossed)
+    monkeypatch.setattr(_native, "library", Library)
+    for found, right in zip(solve_both(M.mT, v, w, crossed=crossed), wanted, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
